@@ -30,14 +30,14 @@ from fedmoe.client.module import ClientModule
 from fedmoe.config import ClipConfig, FederationConfig, OptimConfig, PromptConfig
 from fedmoe.data import IID, DataSet, Split, partition_dataset
 from fedmoe.data.base import RawData
-from fedmoe.data.datamodule import FederatedData
+from fedmoe.features.client_data import FederatedData
 from fedmoe.federation.callbacks import Callback, Checkpoint, RunLog
 from fedmoe.federation.orchestrator import Federation
-from fedmoe.federation.records import Loadout, RoundRecord
-from fedmoe.federation.state import FederationState, StateStore
 from fedmoe.methods import PFedMoAP
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
+from fedmoe.protocol.records import Loadout, RoundRecord
+from fedmoe.runs.checkpoint import FederationState, StateStore
 from fedmoe.seeds import torch_generator
 
 BATCH = 32

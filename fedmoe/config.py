@@ -124,7 +124,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class PrivacyConfig:
-    """Differential privacy of what clients send; fedmoe/federation/privacy.py states what is guaranteed."""
+    """Differential privacy of what clients send; fedmoe/privacy/mechanism.py states what is guaranteed."""
 
     mechanism: Literal["none", "upload", "dpsgd"] = "none"
     """none; upload: the prompt's gradients are clipped and the uploaded prompt gets Gaussian noise, for the client's

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from fedmoe import __version__
 from fedmoe.client.module import ClientModule
+from fedmoe.client.work import light_trainer
 from fedmoe.config import (
     ClipConfig,
     FeatureConfig,
@@ -35,27 +36,26 @@ from fedmoe.config import (
     ViewsConfig,
 )
 from fedmoe.data.base import DataSet
-from fedmoe.data.datamodule import FederatedData, prepare
-from fedmoe.data.features import extract_test
 from fedmoe.data.partition import Partition
-from fedmoe.data.progress import extraction_progress
 from fedmoe.errors import UserError, did_you_mean
+from fedmoe.features.client_data import FederatedData, prepare
+from fedmoe.features.encoders import extract_test
+from fedmoe.features.progress import extraction_progress
 from fedmoe.federation.callbacks import Checkpoint, ProgressDisplay, RunLog
 from fedmoe.federation.generalization import TestImages, score_classes, score_late_clients
-from fedmoe.federation.local import light_trainer
 from fedmoe.federation.orchestrator import Federation
-from fedmoe.federation.records import RoundContext
-from fedmoe.federation.state import FederationState, StateStore
-from fedmoe.federation.tracking import trackers
-from fedmoe.federation.wandb_tracker import sweep_run_id
 from fedmoe.io import read_jsonl, write_json_atomic, write_text_atomic
-from fedmoe.methods.base import Method
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
+from fedmoe.protocol.method import Method
+from fedmoe.protocol.records import RoundContext
 from fedmoe.report import plan_comparison, report
-from fedmoe.resume import require_fit, resume
-from fedmoe.run_folder import held, require_format, stamp
+from fedmoe.runs.checkpoint import FederationState, StateStore
+from fedmoe.runs.folder import held, require_format, stamp
+from fedmoe.runs.resume import require_fit, resume
 from fedmoe.seeds import torch_generator
+from fedmoe.tracking.trackers import trackers
+from fedmoe.tracking.wandb_tracker import sweep_run_id
 
 
 @dataclass(frozen=True)

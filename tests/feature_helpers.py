@@ -11,8 +11,8 @@ from PIL import Image
 
 from fedmoe.data import Split
 from fedmoe.data.base import DataSet, RawData
-from fedmoe.data.features import clip_encoder, extract_features
-from fedmoe.data.views import PlainInputs
+from fedmoe.features.encoders import clip_encoder, extract_features
+from fedmoe.features.views import PlainInputs
 
 KEY = ("noise", "train")
 
@@ -106,8 +106,8 @@ import numpy as np, torch
 from PIL import Image
 from fedmoe.config import ClipConfig, FeatureConfig
 from fedmoe.data import Split
-from fedmoe.data.features import clip_encoder, extract_features
-from fedmoe.data.views import PlainInputs, digest
+from fedmoe.features.encoders import clip_encoder, extract_features
+from fedmoe.features.views import PlainInputs, digest
 from fedmoe.models.clip import FrozenCLIP
 torch.set_num_threads(1)
 clip = FrozenCLIP.load(ClipConfig(architecture="fedmoe-tiny", pretrained="glyphs"))

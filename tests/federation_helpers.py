@@ -8,14 +8,14 @@ import torch
 
 from fedmoe.client.module import ClientModule
 from fedmoe.config import FederationConfig, OptimConfig, PrivacyConfig, PromptConfig
-from fedmoe.data.datamodule import FederatedData
+from fedmoe.features.client_data import FederatedData
 from fedmoe.federation.callbacks import Callback
 from fedmoe.federation.orchestrator import Federation
-from fedmoe.federation.records import Evaluation, RoundRecord
-from fedmoe.federation.state import FederationState
 from fedmoe.methods import Method
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
+from fedmoe.protocol.records import Evaluation, RoundRecord
+from fedmoe.runs.checkpoint import FederationState
 from fedmoe.seeds import torch_generator
 
 

@@ -23,8 +23,8 @@ from local_server import serve
 
 from fedmoe.cli import main
 from fedmoe.data import CIFAR10, CIFAR100
-from fedmoe.data.safe_pickle import load_arrays
 from fedmoe.errors import UserError
+from fedmoe.readers.array_pickle import load_arrays
 
 BOTH = (CIFAR10, CIFAR100)
 TORCHVISION = {CIFAR10: torchvision.datasets.CIFAR10, CIFAR100: torchvision.datasets.CIFAR100}

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from fedmoe.config import ClipConfig
 from fedmoe.errors import UserError
-from fedmoe.models.checkpoint import read_checkpoint, write_compact
 from fedmoe.models.clip import FrozenCLIP
+from fedmoe.readers.weights import read_checkpoint, write_compact
 
 State = dict[str, Tensor]
 

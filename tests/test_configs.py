@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe.cli import _GROUPS, experiment_parser, main
+from fedmoe.cli.commands import _GROUPS, experiment_parser, main
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "sweeps")

@@ -19,7 +19,7 @@ from scipy.io import savemat
 
 from fedmoe.cli import main
 from fedmoe.data import DTD, Caltech101, Flowers102, Food101, OxfordPets
-from fedmoe.data.coop_layout import CoopLayout
+from fedmoe.data.sets.coop_layout import CoopLayout
 from fedmoe.errors import UserError
 
 FIVE = (Flowers102, OxfordPets, Food101, Caltech101, DTD)

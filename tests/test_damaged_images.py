@@ -20,8 +20,8 @@ from feature_helpers import (
 
 from fedmoe.config import FeatureConfig, FederationConfig
 from fedmoe.data import Dirichlet, partition_dataset
-from fedmoe.data.datamodule import prepare
 from fedmoe.errors import UserError
+from fedmoe.features.client_data import prepare
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits
 
 from fedmoe.data import ClientIndices, DataSet, Digits, Partition, Split
 from fedmoe.data.base import RawData, check_dataset
-from fedmoe.data.datamodule import FeatureBatches, FederatedData
 from fedmoe.errors import UserError
+from fedmoe.features.client_data import FeatureBatches, FederatedData
 
 # Class counts of the data set, as its description in the UCI repository gives them.
 DIGIT_COUNTS = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]

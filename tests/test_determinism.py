@@ -11,8 +11,8 @@ from federation_helpers import Backwards, build_federation, differences, results
 
 from fedmoe.config import FeatureConfig, FederationConfig, ViewsConfig
 from fedmoe.data import Digits, Dirichlet
-from fedmoe.data.datamodule import prepare
 from fedmoe.data.subset import SubsetConfig
+from fedmoe.features.client_data import prepare
 from fedmoe.federation.orchestrator import Federation
 from fedmoe.methods import PFedMoAP
 from fedmoe.models.clip import FrozenCLIP

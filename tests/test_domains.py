@@ -15,10 +15,10 @@ from PIL import Image
 
 from fedmoe.cli import experiment_parser, main
 from fedmoe.data.check import check
-from fedmoe.data.domainnet import DomainNet
-from fedmoe.data.fedbn_lists import path_below, read_list
-from fedmoe.data.office_caltech import OfficeCaltech10
 from fedmoe.data.partition_domains import DomainDirichlet
+from fedmoe.data.sets.domainnet import DomainNet
+from fedmoe.data.sets.fedbn_lists import path_below, read_list
+from fedmoe.data.sets.office_caltech import OfficeCaltech10
 from fedmoe.errors import UserError
 from fedmoe.io import read_jsonl
 
@@ -329,7 +329,7 @@ def test_reading_needs_no_torch(tmp_path):
 
     write_tree(tmp_path, OfficeCaltech10, (1, 1))
     script = (
-        "import sys; from fedmoe.data.office_caltech import OfficeCaltech10; from fedmoe.data.check import check\n"
+        "import sys; from fedmoe.data.sets.office_caltech import OfficeCaltech10; from fedmoe.data.check import check\n"
         f"assert 'Files: all 80' in check(OfficeCaltech10(root={str(tmp_path)!r})).text\n"
         "assert 'torch' not in sys.modules"
     )

@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 
 from experiments.embedded_clip import captions, check, glyphs, pretrain
 from fedmoe.config import ClipConfig
-from fedmoe.data.digits import Digits
+from fedmoe.data.sets.digits import Digits
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import template_features
 

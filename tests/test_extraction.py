@@ -30,12 +30,12 @@ from rich.console import Console
 
 from fedmoe.config import FeatureConfig, ViewsConfig
 from fedmoe.data import Digits, Split
-from fedmoe.data.extraction import ImageReader, require_picklable
-from fedmoe.data.feature_cache import Block, FeatureCache
-from fedmoe.data.features import clip_encoder, extract_features
-from fedmoe.data.progress import _Lines
-from fedmoe.data.views import PlainInputs, ViewInputs
 from fedmoe.errors import UserError
+from fedmoe.features.cache import Block, FeatureCache
+from fedmoe.features.encoders import clip_encoder, extract_features
+from fedmoe.features.extraction import ImageReader, require_picklable
+from fedmoe.features.progress import _Lines
+from fedmoe.features.views import PlainInputs, ViewInputs
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_a_second_run_waits_for_the_first_and_takes_its_features(embedded_clip, 
     """The second starts while the first is in its second batch. It may not clear what the first is working on."""
     script = """
 from rich.console import Console
-from fedmoe.data.feature_command import clear
+from fedmoe.features.command import clear
 from fedmoe.errors import UserError
 try:
     clear(FeatureConfig(sys.argv[1]), ["all"], Console())
@@ -154,7 +154,7 @@ def test_two_processes_share_a_folder(tmp_path, caplog):
     """Both store the same file again and again, as where there are no locks; each load finds it whole."""
     script = """
 import logging, sys, torch
-from fedmoe.data.feature_cache import Block, FeatureCache
+from fedmoe.features.cache import Block, FeatureCache
 logging.basicConfig(level=logging.WARNING)
 cache, description = FeatureCache(sys.argv[1]), {"images": ["x"]}
 features = torch.arange(60_000, dtype=torch.float32).reshape(2000, 30)

@@ -15,13 +15,13 @@ from fedmoe.cli import main
 from fedmoe.client.module import ClientModule
 from fedmoe.config import FeatureConfig, FederationConfig, OptimConfig
 from fedmoe.data import Digits, Dirichlet
-from fedmoe.data.datamodule import FederatedData, prepare
 from fedmoe.errors import UserError
+from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.federation.callbacks import Callback
 from fedmoe.federation.orchestrator import Federation
-from fedmoe.federation.records import Failure, RoundContext
 from fedmoe.methods import FedPer, Method, PFedMoAP, PromptFL, PromptFLFT
 from fedmoe.models.clip import FrozenCLIP
+from fedmoe.protocol.records import Failure, RoundContext
 
 CLIENTS, VICTIM = 4, 2
 CONFIG = FederationConfig(clients=CLIENTS, rounds=2, local_epochs=1, batch_size=64)

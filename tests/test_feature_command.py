@@ -17,8 +17,8 @@ from feature_helpers import (
 from rich.console import Console
 
 from fedmoe.config import FeatureConfig, ViewsConfig
-from fedmoe.data import feature_command as command
 from fedmoe.errors import UserError
+from fedmoe.features import command
 
 
 @pytest.fixture

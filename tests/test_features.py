@@ -21,11 +21,11 @@ from feature_helpers import (
 
 from fedmoe.config import ClipConfig, FeatureConfig, FederationConfig, ViewsConfig
 from fedmoe.data import Digits, Dirichlet, partition_dataset
-from fedmoe.data.datamodule import prepare
-from fedmoe.data.feature_cache import FeatureCache
-from fedmoe.data.features import clip_encoder, describe
-from fedmoe.data.views import PlainInputs, ReadOnlyInputs, ViewInputs
 from fedmoe.errors import UserError
+from fedmoe.features.cache import FeatureCache
+from fedmoe.features.client_data import prepare
+from fedmoe.features.encoders import clip_encoder, describe
+from fedmoe.features.views import PlainInputs, ReadOnlyInputs, ViewInputs
 from fedmoe.models.clip import FrozenCLIP
 
 MODEL = {

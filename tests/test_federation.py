@@ -18,14 +18,14 @@ from torch.nn.functional import cross_entropy
 from fedmoe.client.module import ClientModule
 from fedmoe.config import FeatureConfig, FederationConfig, OptimConfig, PromptConfig
 from fedmoe.data import Digits, Dirichlet
-from fedmoe.data.datamodule import FeatureBatches, FederatedData, prepare
+from fedmoe.features.client_data import FeatureBatches, FederatedData, prepare
 from fedmoe.federation.callbacks import Callback, Checkpoint
 from fedmoe.federation.orchestrator import Federation
-from fedmoe.federation.records import ClientState, RoundContext
-from fedmoe.federation.state import StateStore
 from fedmoe.methods import CoOp, FedProx, Method, PFedMoAP, PromptFL, ZeroShot
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
+from fedmoe.protocol.records import ClientState, RoundContext
+from fedmoe.runs.checkpoint import StateStore
 from fedmoe.seeds import torch_generator
 
 CLIENTS = 8

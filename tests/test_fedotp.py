@@ -25,17 +25,17 @@ from fedmoe.cli import main
 from fedmoe.client.module import ClientModule
 from fedmoe.config import ClipConfig, FeatureConfig, FederationConfig, OptimConfig, PromptConfig
 from fedmoe.data import Digits, Dirichlet
-from fedmoe.data.datamodule import FederatedData, prepare
 from fedmoe.errors import UserError
+from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.federation.orchestrator import Federation
-from fedmoe.federation.records import Loadout
-from fedmoe.federation.state import StateStore
 from fedmoe.methods import FedOTP
 from fedmoe.methods.fedotp import LocalPrompt
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.functional import local_logits
 from fedmoe.models.prompt import PromptLearner
 from fedmoe.models.spatial import SpatialEncoder
+from fedmoe.protocol.records import Loadout
+from fedmoe.runs.checkpoint import StateStore
 from fedmoe.seeds import torch_generator
 
 ROOT = Path(__file__).parents[1]

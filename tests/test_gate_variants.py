@@ -20,16 +20,16 @@ from torch.nn.functional import normalize
 
 from fedmoe.config import FeatureConfig, FederationConfig
 from fedmoe.data import Digits, Dirichlet
-from fedmoe.data.datamodule import FederatedData, prepare
 from fedmoe.errors import UserError
+from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.federation.orchestrator import Federation
-from fedmoe.federation.records import ClientState, ClientUpdate, Downlink, Loadout, RoundContext
-from fedmoe.federation.server import ServerState, sample_cohort
-from fedmoe.federation.state import StateStore
 from fedmoe.methods import Method, PFedMoAP, PromptFL
 from fedmoe.models.functional import average_pool, pool
 from fedmoe.models.gating import LinearGate
+from fedmoe.protocol.records import ClientState, ClientUpdate, Downlink, Loadout, RoundContext
+from fedmoe.runs.checkpoint import StateStore
 from fedmoe.seeds import derive, torch_generator
+from fedmoe.server.state import ServerState, sample_cohort
 
 CLIENTS, SEED = 5, 5
 CONFIG = FederationConfig(clients=CLIENTS, participation=0.6, rounds=4, local_epochs=1, batch_size=32)

@@ -15,12 +15,12 @@ from fedmoe.config import PromptConfig
 from fedmoe.data import Digits, Dirichlet
 from fedmoe.data.partition import partition_dataset
 from fedmoe.data.subset import SubsetConfig
-from fedmoe.federation.state import FederationState, StateStore
 from fedmoe.io import read_jsonl
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.functional import moe_logits
 from fedmoe.models.gating import AttentionGate
 from fedmoe.models.prompt import PromptLearner
+from fedmoe.runs.checkpoint import FederationState, StateStore
 
 BASE, CLIENTS, LATE = 6, 6, 2
 NAMES = Digits().class_names

@@ -15,8 +15,8 @@ from PIL import Image
 from fedmoe.cli import experiment_parser, main
 from fedmoe.data.base import DataSet
 from fedmoe.data.check import check
-from fedmoe.data.hugging_face import HuggingFace
-from fedmoe.data.image_folder import ImageFolder
+from fedmoe.data.sets.hugging_face import HuggingFace
+from fedmoe.data.sets.image_folder import ImageFolder
 from fedmoe.errors import UserError
 from fedmoe.io import read_jsonl
 
@@ -257,7 +257,7 @@ def test_without_the_library_one_sentence_says_what_to_install(tmp_path):
         "import importlib.abc, importlib.util, sys\n"
         "find = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name, *a: None if name == 'datasets' else find(name, *a)\n"
-        "from fedmoe.data.hugging_face import HuggingFace\n"
+        "from fedmoe.data.sets.hugging_face import HuggingFace\n"
         f"HuggingFace(root={str(tmp_path)!r}).train\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -24,8 +24,8 @@ from fork_server import ForkServer
 
 from fedmoe import __version__
 from fedmoe.cli import main
-from fedmoe.federation.state import StateStore
 from fedmoe.io import read_jsonl
+from fedmoe.runs.checkpoint import StateStore
 
 pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("FEDMOE_KILLS", "12"))

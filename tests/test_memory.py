@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fedmoe.config import ClipConfig, FederationConfig
 from fedmoe.data.base import DataSet, RawData, Split
-from fedmoe.data.datamodule import FederatedData
 from fedmoe.data.partition import ClientIndices
+from fedmoe.features.client_data import FederatedData
 from fedmoe.methods import PFedMoAP
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.seeds import torch_generator

@@ -18,21 +18,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fedmoe.client.module import ClientModule
+from fedmoe.client.work import light_trainer
 from fedmoe.config import FeatureConfig, FederationConfig, OptimConfig, PromptConfig
 from fedmoe.data import Digits, Dirichlet
-from fedmoe.data.datamodule import FederatedData, prepare
 from fedmoe.errors import UserError
-from fedmoe.federation.local import light_trainer
+from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.federation.orchestrator import Federation
-from fedmoe.federation.records import ClientState, Downlink, Loadout, RoundContext
-from fedmoe.federation.server import ServerState
-from fedmoe.federation.state import StateStore
 from fedmoe.methods import CoOp, FedAMP, FedPer, FedPGP, Method, PromptFL, PromptFLFT
 from fedmoe.methods.fedamp import message_weights
 from fedmoe.methods.fedpgp import LowRank, contrastive
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
+from fedmoe.protocol.records import ClientState, Downlink, Loadout, RoundContext
+from fedmoe.runs.checkpoint import StateStore
 from fedmoe.seeds import torch_generator
+from fedmoe.server.state import ServerState
 
 CLIENTS = 5
 CONFIG = FederationConfig(clients=CLIENTS, participation=0.6, rounds=3, local_epochs=1, batch_size=32)

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import accuracy_score
 
 from fedmoe.errors import UserError
-from fedmoe.metrics import PerClientAccuracy, mean_per_domain, summarize
+from fedmoe.federation.accuracy import PerClientAccuracy, mean_per_domain, summarize
 
 
 def test_matches_scikit_learn_over_shuffled_batches_of_unequal_size() -> None:

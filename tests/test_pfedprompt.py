@@ -17,14 +17,14 @@ from torch.nn.functional import normalize
 
 from fedmoe.config import FeatureConfig, FederationConfig, ViewsConfig
 from fedmoe.data import Digits, Dirichlet, Pathological
-from fedmoe.data.datamodule import ClientData, FederatedData, prepare
 from fedmoe.errors import UserError
+from fedmoe.features.client_data import ClientData, FederatedData, prepare
 from fedmoe.federation.orchestrator import Federation
-from fedmoe.federation.records import Downlink, Loadout
-from fedmoe.federation.state import StateStore
 from fedmoe.methods import Method, PFedPrompt, PromptFL
 from fedmoe.methods.pfedprompt import stored_attention
 from fedmoe.models.clip import FrozenCLIP
+from fedmoe.protocol.records import Downlink, Loadout
+from fedmoe.runs.checkpoint import StateStore
 
 CLIENTS = 5
 CONFIG = FederationConfig(clients=CLIENTS, participation=0.6, rounds=3, local_epochs=1, batch_size=32)

@@ -16,12 +16,12 @@ from torch import Tensor
 from fedmoe.client.module import ClientModule
 from fedmoe.config import FeatureConfig, PrivacyConfig
 from fedmoe.data import Digits, Dirichlet
-from fedmoe.data.datamodule import FederatedData, prepare
 from fedmoe.errors import UserError
+from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.federation.orchestrator import Federation
-from fedmoe.federation.records import ClientUpdate, Downlink
 from fedmoe.methods import CoOp, FedAMP, FedPer, FedPGP, FedProx, PFedMoAP, PFedPrompt, PromptFL, PromptFLFT, ZeroShot
 from fedmoe.models.clip import FrozenCLIP
+from fedmoe.protocol.records import ClientUpdate, Downlink
 
 UPLOAD = PrivacyConfig("upload")
 OPEN = PrivacyConfig("upload", epsilon=None, clip=None)  # neither noise nor clipping

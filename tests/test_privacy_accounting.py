@@ -12,7 +12,7 @@ from opacus.accountants.analysis import gdp, rdp
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from fedmoe.federation.privacy_accounting import (
+from fedmoe.privacy.accounting import (
     gaussian_delta,
     noise_multiplier,
     opacus_epsilon,

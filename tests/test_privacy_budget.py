@@ -16,15 +16,15 @@ from privacy_helpers import CLIENTS, CONFIG, OPTIM, gdp_multiplier
 from fedmoe.cli import main
 from fedmoe.config import FeatureConfig, PrivacyConfig
 from fedmoe.data import Digits, Dirichlet
-from fedmoe.data.datamodule import FederatedData, prepare
 from fedmoe.errors import UserError
-from fedmoe.federation.privacy import DPSGD
-from fedmoe.federation.records import RoundContext
+from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.methods import PromptFL
 from fedmoe.models.clip import FrozenCLIP
+from fedmoe.privacy.mechanism import DPSGD
+from fedmoe.protocol.records import RoundContext
 from fedmoe.report.run import read_run
 from fedmoe.report.tables import run_table
-from fedmoe.run_folder import require_format
+from fedmoe.runs.folder import require_format
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from fedmoe.client.module import ClientModule
-from fedmoe.client.private_gradients import NoisySum, WithheldData, per_example_gradients
 from fedmoe.config import OptimConfig, PromptConfig
 from fedmoe.errors import UserError
-from fedmoe.federation.records import Loadout
 from fedmoe.methods import FedPGP, FedProx, Method, PFedMoAP, PromptFL
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
+from fedmoe.privacy.gradients import NoisySum, WithheldData, per_example_gradients
+from fedmoe.protocol.records import Loadout
 
 NAMES = ["zero", "one", "two", "three", "four"]
 b = 6

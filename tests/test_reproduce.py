@@ -27,8 +27,8 @@ from experiments.reproduce.report import latex, write_report
 from experiments.reproduce.results import Column, columns, published, published_value, values
 from experiments.reproduce.runner import run_all
 from fedmoe.data import CIFAR10, CIFAR100
-from fedmoe.data.safe_pickle import load_arrays
 from fedmoe.errors import UserError
+from fedmoe.readers.array_pickle import load_arrays
 
 TABLES = [1, 2, 3, 4, 6, 7, 8, 9]
 NAMES = [f"table{n}" for n in TABLES] + [f"figure{n}" for n in (3, 4, 5, 6)]

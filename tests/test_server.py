@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmoe.federation.server import nearest_experts, random_experts, sample_cohort, weighted_mean
+from fedmoe.server.state import nearest_experts, random_experts, sample_cohort, weighted_mean
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from fedmoe.cli import main
 from fedmoe.config import ClipConfig, FeatureConfig, FederationConfig, ViewsConfig
 from fedmoe.data import IID
-from fedmoe.data.datamodule import FeatureBatches, prepare
-from fedmoe.data.features import clip_encoder, extract_dataset, plain_inputs, spatial_encoder
-from fedmoe.data.views import ViewInputs
 from fedmoe.errors import UserError
+from fedmoe.features.client_data import FeatureBatches, prepare
+from fedmoe.features.encoders import clip_encoder, extract_dataset, plain_inputs, spatial_encoder
+from fedmoe.features.views import ViewInputs
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.spatial import SpatialEncoder
 from fedmoe.seeds import torch_generator

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fedmoe.errors import UserError
-from fedmoe.federation.records import ClientState
-from fedmoe.federation.state import FederationState, StateStore
+from fedmoe.protocol.records import ClientState
+from fedmoe.runs.checkpoint import FederationState, StateStore
 
 
 def _state(round: int = 1) -> FederationState:

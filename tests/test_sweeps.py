@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from fedmoe.cli import build_parser
-from fedmoe.federation.metric_names import METRICS
+from fedmoe.tracking.names import METRICS
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))}

@@ -32,20 +32,20 @@ from fedmoe.config import (
     TrackingConfig,
 )
 from fedmoe.data import Digits, Dirichlet
-from fedmoe.data.datamodule import FederatedData, prepare
 from fedmoe.errors import UserError
+from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.federation.callbacks import Callback, Checkpoint, RunLog
-from fedmoe.federation.metric_names import DOMAIN, FINAL, MEDIA, METRICS, final_row, round_row
 from fedmoe.federation.orchestrator import Federation
-from fedmoe.federation.records import RoundRecord
-from fedmoe.federation.state import FederationState, StateStore
-from fedmoe.federation.tracking import TensorBoardLog, trackers
-from fedmoe.federation.wandb_tracker import sweep_run_id
 from fedmoe.io import write_json_atomic
 from fedmoe.methods import PFedMoAP
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
+from fedmoe.protocol.records import RoundRecord
+from fedmoe.runs.checkpoint import FederationState, StateStore
 from fedmoe.seeds import torch_generator
+from fedmoe.tracking.names import DOMAIN, FINAL, MEDIA, METRICS, final_row, round_row
+from fedmoe.tracking.trackers import TensorBoardLog, trackers
+from fedmoe.tracking.wandb_tracker import sweep_run_id
 from tests.wandb_server import WandbServer
 
 README = Path(__file__).parents[1] / "experiments" / "dashboard" / "README.md"

@@ -15,10 +15,10 @@ from torchvision import transforms as T
 
 from fedmoe.config import FeatureConfig, FederationConfig, ViewsConfig
 from fedmoe.data import IID, ClientIndices, DataSet, RawData, Split, partition_dataset
-from fedmoe.data.datamodule import FeatureBatches, FederatedData, prepare
-from fedmoe.data.features import clip_encoder, extract_features
-from fedmoe.data.views import PlainInputs, View, ViewInputs, apply_view, draw_view
 from fedmoe.errors import UserError
+from fedmoe.features.client_data import FeatureBatches, FederatedData, prepare
+from fedmoe.features.encoders import clip_encoder, extract_features
+from fedmoe.features.views import PlainInputs, View, ViewInputs, apply_view, draw_view
 from fedmoe.seeds import derive
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedmoe.federation.metric_names import FINAL, MEDIA, METRICS
+from fedmoe.tracking.names import FINAL, MEDIA, METRICS
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from torch import Tensor
 from experiments.embedded_clip.glyphs import draw_batch, find_fonts, render_atlas
 from experiments.embedded_clip.pretrain import normalize
 from fedmoe.config import ClipConfig, PromptConfig
-from fedmoe.data.digits import Digits
+from fedmoe.data.sets.digits import Digits
 from fedmoe.errors import UserError
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner, template_features

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fedmoe.cli_yaml import load_file
+from fedmoe.cli.yaml_files import load_file
 from fedmoe.errors import UserError, did_you_mean
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,7 +19,7 @@ import yaml
 
 from experiments.reproduce.cifar_files import write_cifar
 from experiments.reproduce.manifest import ROOT, DataEntry, Manifest, Row, merged
-from fedmoe.cli_yaml import load_file
+from fedmoe.cli.yaml_files import load_file
 from fedmoe.errors import UserError
 
 GENERATORS: Mapping[str, Callable[[Path], None]] = {"cifar": write_cifar}

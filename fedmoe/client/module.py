@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from fedmoe.client.text_cache import TextCache
 from fedmoe.config import OptimConfig
-from fedmoe.data.datamodule import ClientData
-from fedmoe.federation.records import Loadout
+from fedmoe.features.client_data import ClientData
 from fedmoe.models.prompt import PromptLearner
+from fedmoe.protocol.records import Loadout
 from fedmoe.seeds import derive
 
 

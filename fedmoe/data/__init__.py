@@ -5,17 +5,6 @@ Importing this package imports every data set and partition class, so that short
 """
 
 from fedmoe.data.base import DataSet, PublishedFacts, RawData, Split
-from fedmoe.data.caltech101 import Caltech101
-from fedmoe.data.cifar import CIFAR10, CIFAR100
-from fedmoe.data.digits import Digits
-from fedmoe.data.domainnet import DomainNet
-from fedmoe.data.dtd import DTD
-from fedmoe.data.flowers102 import Flowers102
-from fedmoe.data.food101 import Food101
-from fedmoe.data.hugging_face import HuggingFace
-from fedmoe.data.image_folder import ImageFolder
-from fedmoe.data.office_caltech import OfficeCaltech10
-from fedmoe.data.oxford_pets import OxfordPets
 from fedmoe.data.partition import (
     IID,
     ClientIndices,
@@ -26,6 +15,17 @@ from fedmoe.data.partition import (
     partition_summary,
 )
 from fedmoe.data.partition_domains import DomainDirichlet, OneDomainPerClient
+from fedmoe.data.sets.caltech101 import Caltech101
+from fedmoe.data.sets.cifar import CIFAR10, CIFAR100
+from fedmoe.data.sets.digits import Digits
+from fedmoe.data.sets.domainnet import DomainNet
+from fedmoe.data.sets.dtd import DTD
+from fedmoe.data.sets.flowers102 import Flowers102
+from fedmoe.data.sets.food101 import Food101
+from fedmoe.data.sets.hugging_face import HuggingFace
+from fedmoe.data.sets.image_folder import ImageFolder
+from fedmoe.data.sets.office_caltech import OfficeCaltech10
+from fedmoe.data.sets.oxford_pets import OxfordPets
 from fedmoe.data.subset import SubsetConfig
 
 __all__ = [

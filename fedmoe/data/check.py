@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedmoe.data.base import DataSet, Split, check_dataset
-from fedmoe.data.image_files import IMAGE_FORMATS
+from fedmoe.data.sets.image_files import IMAGE_FORMATS
 
 _NAMED = 5  # files named of those that are missing or damaged
 _CLASSES = 20  # class names shown

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedmoe.federation.records import Evaluation, Failure, RoundContext, RoundRecord
-from fedmoe.federation.state import StateStore
 from fedmoe.io import append_jsonl
+from fedmoe.protocol.records import Evaluation, Failure, RoundContext, RoundRecord
+from fedmoe.runs.checkpoint import StateStore
 
 if TYPE_CHECKING:
     from fedmoe.federation.orchestrator import Federation

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from fedmoe.data.datamodule import FeatureBatches
-from fedmoe.federation.local import ClientFailure, LocalWork
-from fedmoe.federation.records import ClientScore, Evaluation, RoundContext
-from fedmoe.federation.state import FederationState
-from fedmoe.metrics.accuracy import PerClientAccuracy, mean_per_domain, summarize
+from fedmoe.client.work import ClientFailure, LocalWork
+from fedmoe.features.client_data import FeatureBatches
+from fedmoe.federation.accuracy import PerClientAccuracy, mean_per_domain, summarize
+from fedmoe.protocol.records import ClientScore, Evaluation, RoundContext
+from fedmoe.runs.checkpoint import FederationState
 
 BATCH = 1024  # images; bounds the memory of the gate's weights
 

@@ -26,14 +26,14 @@ import torch
 from torch import Tensor
 
 from fedmoe.client.module import ClientModule
-from fedmoe.data.datamodule import FeatureBatches
+from fedmoe.client.work import ClientFailure, LocalWork
 from fedmoe.errors import UserError
+from fedmoe.features.client_data import FeatureBatches
+from fedmoe.federation.accuracy import summarize
 from fedmoe.federation.evaluation import BATCH, evaluate
-from fedmoe.federation.local import ClientFailure, LocalWork
-from fedmoe.federation.records import RoundContext
-from fedmoe.federation.server import ServerState
-from fedmoe.federation.state import FederationState
-from fedmoe.metrics.accuracy import summarize
+from fedmoe.protocol.records import RoundContext
+from fedmoe.runs.checkpoint import FederationState
+from fedmoe.server.state import ServerState
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,17 +14,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from fedmoe.client.module import ClientModule
+from fedmoe.client.work import ClientFailure, LocalWork, Trained
 from fedmoe.config import FederationConfig, PrivacyConfig, RuntimeConfig
-from fedmoe.data.datamodule import FederatedData
 from fedmoe.errors import UserError
+from fedmoe.features.client_data import FederatedData
 from fedmoe.federation.callbacks import Callback
 from fedmoe.federation.evaluation import evaluate
-from fedmoe.federation.local import ClientFailure, LocalWork, Trained
-from fedmoe.federation.privacy import rehearse
-from fedmoe.federation.records import ClientUpdate, Downlink, Evaluation, Failure, RoundContext, RoundRecord
-from fedmoe.federation.server import sample_cohort
-from fedmoe.federation.state import FederationState
-from fedmoe.methods.base import Method
+from fedmoe.privacy.mechanism import rehearse
+from fedmoe.protocol.method import Method
+from fedmoe.protocol.records import ClientUpdate, Downlink, Evaluation, Failure, RoundContext, RoundRecord
+from fedmoe.runs.checkpoint import FederationState
+from fedmoe.server.state import sample_cohort
 
 
 class Federation:

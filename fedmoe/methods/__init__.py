@@ -1,6 +1,5 @@
 """Methods, one file each. Importing the package makes their short names known to the command line."""
 
-from fedmoe.methods.base import Method
 from fedmoe.methods.coop import CoOp
 from fedmoe.methods.fedamp import FedAMP
 from fedmoe.methods.fedotp import FedOTP
@@ -12,6 +11,7 @@ from fedmoe.methods.pfedprompt import PFedPrompt
 from fedmoe.methods.promptfl import PromptFL
 from fedmoe.methods.promptfl_ft import PromptFLFT
 from fedmoe.methods.zero_shot import ZeroShot
+from fedmoe.protocol.method import Method
 
 __all__ = [
     "CoOp",

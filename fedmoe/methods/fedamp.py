@@ -18,9 +18,9 @@ from torch import Tensor
 
 from fedmoe.config import FederationConfig
 from fedmoe.errors import UserError
-from fedmoe.federation.records import ClientState, Downlink, Loadout, RoundContext
-from fedmoe.federation.server import ServerState
-from fedmoe.methods.base import Method
+from fedmoe.protocol.method import Method
+from fedmoe.protocol.records import ClientState, Downlink, Loadout, RoundContext
+from fedmoe.server.state import ServerState
 
 if TYPE_CHECKING:
     from fedmoe.client.module import ClientModule  # Lightning takes seconds to import

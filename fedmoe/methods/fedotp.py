@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fedmoe.data.extraction import Encoder
-from fedmoe.data.features import spatial_encoder
 from fedmoe.errors import UserError
-from fedmoe.federation.records import ClientState, Downlink, Loadout
-from fedmoe.federation.server import ServerState
-from fedmoe.methods.base import Method
+from fedmoe.features.encoders import spatial_encoder
+from fedmoe.features.extraction import Encoder
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.transport import Transport, balanced_transport, partial_transport
+from fedmoe.protocol.method import Method
+from fedmoe.protocol.records import ClientState, Downlink, Loadout
+from fedmoe.server.state import ServerState
 
 if TYPE_CHECKING:
     from fedmoe.client.module import ClientModule  # Lightning takes seconds to import

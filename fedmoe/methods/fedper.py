@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from fedmoe.errors import UserError
-from fedmoe.federation.records import ClientState, ClientUpdate, Downlink, Loadout, RoundContext
-from fedmoe.federation.server import ServerState
 from fedmoe.methods.promptfl import PromptFL
+from fedmoe.protocol.records import ClientState, ClientUpdate, Downlink, Loadout, RoundContext
+from fedmoe.server.state import ServerState
 
 if TYPE_CHECKING:
     from fedmoe.client.module import ClientModule  # Lightning takes seconds to import

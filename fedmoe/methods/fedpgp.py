@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from fedmoe.errors import UserError
-from fedmoe.federation.records import ClientState, Downlink, Loadout
-from fedmoe.federation.server import ServerState
-from fedmoe.methods.base import Method
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.functional import local_logits
 from fedmoe.models.prompt import template_features
+from fedmoe.protocol.method import Method
+from fedmoe.protocol.records import ClientState, Downlink, Loadout
+from fedmoe.server.state import ServerState
 
 if TYPE_CHECKING:
     from fedmoe.client.module import ClientModule  # Lightning takes seconds to import

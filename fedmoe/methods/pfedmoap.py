@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from fedmoe.config import FederationConfig
 from fedmoe.errors import UserError
-from fedmoe.federation.records import ClientState, ClientUpdate, Downlink, Loadout, RoundContext, Tensors
-from fedmoe.federation.server import Assignment, ServerState, nearest_experts, random_experts, weighted_mean
-from fedmoe.methods.base import Method
 from fedmoe.models.functional import combine, local_logits
 from fedmoe.models.gating import AttentionGate, Gate, LinearGate
+from fedmoe.protocol.method import Method
+from fedmoe.protocol.records import ClientState, ClientUpdate, Downlink, Loadout, RoundContext, Tensors
 from fedmoe.seeds import derive
+from fedmoe.server.state import Assignment, ServerState, nearest_experts, random_experts, weighted_mean
 
 if TYPE_CHECKING:
     from fedmoe.client.module import ClientModule  # Lightning takes seconds to import

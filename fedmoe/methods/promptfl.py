@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedmoe.methods.base import Method
+from fedmoe.protocol.method import Method
 
 
 class PromptFL(Method):

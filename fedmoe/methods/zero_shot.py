@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fedmoe.config import FederationConfig
 from fedmoe.errors import UserError
-from fedmoe.methods.base import Method
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.functional import local_logits
 from fedmoe.models.prompt import template_features
+from fedmoe.protocol.method import Method
 
 if TYPE_CHECKING:
     from fedmoe.client.module import ClientModule  # Lightning takes seconds to import

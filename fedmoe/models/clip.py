@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from fedmoe.config import ClipConfig
 from fedmoe.errors import UserError, did_you_mean
-from fedmoe.models.checkpoint import EMBEDDING, Checkpoint, expand_rows, read_checkpoint, require_fit
 from fedmoe.models.model_config import read_model_config
 from fedmoe.models.text_tower import TextTower, require_prompts
+from fedmoe.readers.weights import EMBEDDING, Checkpoint, expand_rows, read_checkpoint, require_fit
 
 if TYPE_CHECKING:
     from PIL import Image

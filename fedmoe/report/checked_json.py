@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from fedmoe.errors import UserError, did_you_mean
-from fedmoe.plain_yaml import PlainLoader
+from fedmoe.readers.plain_yaml import PlainLoader
 
 _DAMAGE = (ValueError, RecursionError)  # of a text that is no JSON, or nested too deeply
 _KINDS = {float: "a number", int: "an integer of at most 64 bits", str: "a string", list: "a list", dict: "an object"}

@@ -29,7 +29,7 @@ from fedmoe.report.run_records import (
     Spread,
     Summary,
 )
-from fedmoe.run_folder import require_format
+from fedmoe.runs.folder import require_format
 
 __all__ = [
     "Attention",

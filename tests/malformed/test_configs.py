@@ -8,9 +8,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-from fedmoe.cli import _GROUPS
-from fedmoe.cli_errors import SentenceParser
-from fedmoe.cli_values import arguments_of, hint_of, known_subclasses
+from fedmoe.cli.commands import _GROUPS
+from fedmoe.cli.mistakes import SentenceParser
+from fedmoe.cli.values import arguments_of, hint_of, known_subclasses
 from fedmoe.data import DataSet, Partition
 from fedmoe.methods import Method
 from malformed.helpers import Case, Refused, each
@@ -144,7 +144,7 @@ PATHS = {  # why nothing is built from it
     "fedmoe.io.write_bytes_atomic": "to build",
     "fedmoe.data.base.DataSet": "to build",
     "fedmoe.data.partition.Partition": "to build",
-    "fedmoe.methods.base.Method.label": "to build",
+    "fedmoe.protocol.method.Method.label": "to build",
     "..": "which is not found",
     "os.": "which is not found",
     "os..system": "which is not found",

@@ -24,20 +24,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedmoe import cli
-from fedmoe.cli_yaml import load_file
+from fedmoe.cli.yaml_files import load_file
 from fedmoe.config import ClipConfig, FeatureConfig
-from fedmoe.data.coop_layout import check_table
-from fedmoe.data.feature_cache import Block, FeatureCache, read_block, read_metadata
-from fedmoe.data.feature_command import entries
-from fedmoe.data.safe_pickle import load_arrays
+from fedmoe.data.sets.coop_layout import check_table
 from fedmoe.errors import UserError
-from fedmoe.federation.records import ClientState
-from fedmoe.federation.state import FederationState, StateStore
+from fedmoe.features.cache import Block, FeatureCache, read_block, read_metadata
+from fedmoe.features.command import entries
 from fedmoe.io import read_jsonl
-from fedmoe.models.checkpoint import read_checkpoint
 from fedmoe.models.clip import FrozenCLIP
+from fedmoe.protocol.records import ClientState
+from fedmoe.readers.array_pickle import load_arrays
+from fedmoe.readers.weights import read_checkpoint
 from fedmoe.report.run import read_run
 from fedmoe.report.tables import run_table
+from fedmoe.runs.checkpoint import FederationState, StateStore
 from malformed.data_sets import batch, listed, table
 from malformed.test_pickles import CALLS, GREEDY, SHELL, WAYS, long_text
 

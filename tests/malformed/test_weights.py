@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedmoe import cli
 from fedmoe.io import write_tensors_atomic
-from fedmoe.models.checkpoint import EMBEDDING, ROWS
+from fedmoe.readers.weights import EMBEDDING, ROWS
 from malformed.helpers import Refused
 
 CHECK_WEIGHTS = ["fit", "--clip.model_config=m.json", "--clip.weights=w.bin", "--clip.quick_gelu=true"]

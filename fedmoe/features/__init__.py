@@ -1,0 +1,1 @@
+"""Image features: extraction, cache, views, and what each client owns of them."""

@@ -1,0 +1,206 @@
+"""Features and labels of all clients in memory, and the batches of one client.
+
+Shape letters: b images of a batch, n examples, N clients, C classes, V views, d feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmoe.config import FeatureConfig, FederationConfig, ViewsConfig
+from fedmoe.data.base import DataSet
+from fedmoe.data.partition import ClientIndices, Partition, partition_dataset, partition_summary
+from fedmoe.errors import UserError
+from fedmoe.features.encoders import clip_encoder, extract_dataset, plain_inputs
+from fedmoe.features.extraction import Encoder
+from fedmoe.features.views import OnlineBatches, OnlineViews, ViewInputs
+
+if TYPE_CHECKING:
+    from fedmoe.models.clip import FrozenCLIP
+
+
+@dataclass(frozen=True, eq=False)
+class ClientData:
+    """What one client owns. The tensors are views that clients share memory through: never write to them."""
+
+    client_id: int
+    train_features: Tensor  # [n, d] float32, l2-normalized; [n, V, d] of cached views; [n] image indices where online
+    train_labels: Tensor  # [n] int64
+    test_features: Tensor  # [m, d]; m may be 0
+    test_labels: Tensor  # [m]
+    domain: str | None = None
+    views: bool = False  # whether train_features are of cached views
+    online: OnlineViews | None = None  # encodes training images, where no training features are kept
+
+    def training_batches(self, batch_size: int, generator: torch.Generator) -> FeatureBatches | OnlineBatches:
+        """Batches (features [b, d], labels [b]) for a Trainer; each pass draws order and views from ``generator``."""
+        if self.online is not None:
+            return OnlineBatches(self.online, self.train_features, self.train_labels, batch_size, generator)
+        return FeatureBatches(self.train_features, self.train_labels, batch_size, generator, views=self.views)
+
+
+class FederatedData:
+    """The features and labels of every client.
+
+    Features are stored once, ordered by client, so that a client's data are slices and cost nothing to take.
+
+    Args:
+        dataset: gives class names, domain names and labels.
+        clients: which examples each client owns; one that owns no test examples is left out of evaluation.
+        train_features, test_features: [n, d] float32 in the order of the data set's splits; training features may be
+            [n, V, d], of V views of each image, or what encodes training images online.
+        damaged: names of the training and of the test images that cannot be read, by index. Their examples are left
+            out: the other examples belong to the same clients as if nothing were damaged.
+
+    Raises:
+        UserError: a client has no training examples.
+        ValueError: features do not fit the splits.
+    """
+
+    def __init__(
+        self,
+        dataset: DataSet,
+        clients: Sequence[ClientIndices],
+        train_features: Tensor | OnlineViews,
+        test_features: Tensor,
+        damaged: tuple[Mapping[int, str], Mapping[int, str]] = ({}, {}),
+    ) -> None:
+        self.name = dataset.name
+        self.class_names = dataset.class_names
+        self.domain_names = dataset.domain_names
+        self.template = dataset.template
+        used = [replace(c, train=_without(c.train, damaged[0]), test=_without(c.test, damaged[1])) for c in clients]
+        for client_id, (client, before) in enumerate(zip(used, clients, strict=True)):
+            if not len(client.train):
+                why = f": all {len(before.train)} of its images cannot be read" if len(before.train) else ""
+                raise UserError(f"Client {client_id} has no training examples{why}; every client needs at least 1.")
+        self._summary = partition_summary(dataset, used)
+        if any(damaged):
+            names = {part: list(found.values()) for part, found in zip(("train", "test"), damaged, strict=True)}
+            self._summary["left_out"] = names
+        self._domains: list[str | None] = self._summary["domains"] or [None] * len(clients)
+        self._online = train_features if isinstance(train_features, OnlineViews) else None
+        given = torch.arange(len(dataset.train)) if isinstance(train_features, OnlineViews) else train_features
+        self._views = given.ndim == test_features.ndim + 1
+        self.feature_dim = test_features.shape[-1]
+        self._train = _by_client(given, dataset.train.labels, [client.train for client in used])
+        self._test = _by_client(test_features, dataset.test.labels, [client.test for client in used])
+
+    @property
+    def num_clients(self) -> int:
+        return len(self._train)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def client(self, client_id: int) -> ClientData:
+        """The data of one client, 0 to N - 1."""
+        if not 0 <= client_id < self.num_clients:
+            raise IndexError(f"client {client_id} of {self.num_clients}")
+        return ClientData(
+            client_id,
+            *self._train[client_id],
+            *self._test[client_id],
+            domain=self._domains[client_id],
+            views=self._views,
+            online=self._online,
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The contents of partition.json: class_names, counts_train [N][C], counts_test [N][C], domains [N] or null.
+
+        Counts are of the examples in use; where images cannot be read, left_out names them: {train: [], test: []}.
+        """
+        return self._summary
+
+
+class FeatureBatches:
+    """Batches (features [b, d], labels [b]) of one client, for a Trainer: it has ``__len__`` and ``__iter__``.
+
+    Each pass draws a new order from ``generator``; without one, the order is that of the data. With ``views``,
+    features are [n, V, d], and each pass also draws a view of each image. The last batch may be smaller. It is not a
+    DataLoader, whose workers and checks cost more than the training step on cached features.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        *,
+        views: bool = False,
+    ) -> None:
+        if len(features) != len(labels):
+            raise ValueError(f"{len(features)} features, but {len(labels)} labels")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if views and (features.ndim < 3 or generator is None):
+            raise ValueError(f"views need features [n, V, d], not {tuple(features.shape)}, and a generator")
+        self.features, self.labels, self.batch_size, self.generator = features, labels, batch_size, generator
+        self.views = views
+
+    def __len__(self) -> int:
+        return -(-len(self.labels) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        count = len(self.labels)
+        order = None if self.generator is None else torch.randperm(count, generator=self.generator)
+        drawn = torch.randint(self.features.shape[1], (count,), generator=self.generator) if self.views else None
+        for start in range(0, count, self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            chosen = batch if order is None else order[batch]
+            features = self.features[chosen] if drawn is None else self.features[chosen, drawn[batch]]
+            yield features, self.labels[chosen]
+
+
+def prepare(
+    dataset: DataSet,
+    partition: Partition,
+    clip: FrozenCLIP,
+    federation: FederationConfig,
+    features: FeatureConfig,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    views: ViewsConfig | None = None,
+    encoder: Encoder | None = None,
+) -> FederatedData:
+    """Partition the data set, then extract the features of both splits or read them from the cache.
+
+    ``progress(done, total)`` counts the images of both splits together. ``views`` are of the training images; none is
+    the default. ``encoder`` makes another kind of features than CLIP's pooled ones. Mistakes in the settings are told
+    before any image is encoded.
+
+    Raises:
+        UserError: as ``partition_dataset`` and ``extract_features``.
+    """
+    views, encoder = views or ViewsConfig(), encoder or clip_encoder(clip)
+    clients = partition_dataset(dataset, partition, federation.clients, seed)
+    train, test = extract_dataset(dataset, clip, features, views, progress, encoder)
+    given: Tensor | OnlineViews = train.values
+    if views.kind == "online":
+        inputs = ViewInputs(plain_inputs(dataset, clip), views)
+        given = OnlineViews(dataset.train.image, inputs, encoder.encode, encoder.device, features.workers)
+    return FederatedData(dataset, clients, given, test.values, (train.damaged, test.damaged))
+
+
+def _without(indices: np.ndarray, damaged: Collection[int]) -> np.ndarray:
+    """The indices of the examples whose image can be read."""
+    return indices[~np.isin(indices, list(damaged))] if damaged else indices
+
+
+def _by_client(features: Tensor, labels: Any, indices: list[Any]) -> list[tuple[Tensor, Tensor]]:
+    """Features and labels of each client, as slices of one tensor ordered by client."""
+    if len(features) != len(labels):
+        raise ValueError(f"features of shape {tuple(features.shape)} do not fit {len(labels)} labels")
+    order = torch.cat([torch.from_numpy(part) for part in indices])
+    sizes = [len(part) for part in indices]
+    return list(zip(features[order].split(sizes), torch.from_numpy(labels)[order].split(sizes), strict=True))

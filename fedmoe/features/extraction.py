@@ -1,0 +1,264 @@
+"""Reading and encoding the images of a split: in batches, with worker processes, going on where it was interrupted.
+
+Shape letters: b images of a batch, n of a split; an image's input and its feature have any shape.
+"""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import pickle
+import struct
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fedmoe.config import FeatureConfig
+from fedmoe.data.base import Split
+from fedmoe.errors import UserError
+from fedmoe.features.cache import Block, Work
+from fedmoe.features.views import Inputs
+
+Progress = Callable[[int, int], None]
+
+# What Pillow raises at files that are not images, or are cut short; other errors are faults of the program.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The image encoder and the kind of features it makes.
+
+    Attributes:
+        name: the kind of features, for the cache's key; CLIP's pooled features are "global".
+        identity: architecture, weights and precision, for the cache's key.
+        encode: inputs [b, ...] on ``device`` -> features [b, *shape].
+    """
+
+    name: str
+    identity: str
+    encode: Callable[[Tensor], Tensor]
+    shape: tuple[int, ...]
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Why an image cannot be read; ``foreign`` where the cause is not the file but the machine."""
+
+    reason: str
+    foreign: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class ImageReader(Dataset[tuple[int, "np.ndarray | Damage"]]):
+    """The encoder's inputs of a split, image by image."""
+
+    split: Split
+    inputs: Inputs
+    name: str  # of the split, for messages
+
+    def __getitem__(self, index: int) -> tuple[int, np.ndarray | Damage]:
+        """Index and input of an image; a numpy array, as those reach this process without shared memory."""
+        try:
+            image = self.split.image(index)
+            image.load()
+        except _UNREADABLE as error:
+            return index, _damage(error)
+        return index, self.inputs(image, index).numpy()
+
+    def label(self, index: int) -> str:
+        """The image in messages: its file, or its place in the split."""
+        paths = self.split.paths
+        return f"image {index} ({self.name})" if paths is None else str(paths[index])
+
+
+def _damage(error: BaseException) -> Damage:
+    if isinstance(error, FileNotFoundError):
+        return Damage("there is no such file")
+    number = getattr(error, "errno", None)
+    text = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
+    # A directory in the place of a file is the data's fault; a lost disk, or too many open files, is not.
+    return Damage(text.rstrip("."), foreign=number is not None and number not in (errno.EISDIR, errno.ENOTDIR))
+
+
+@dataclass
+class Extraction:
+    """The features of a split as far as they are known.
+
+    Attributes:
+        shape: of one image's features: the encoder's, or [V, ...] of V views.
+        values: [n, *shape] float32 on the CPU; zeros where nothing is known.
+        known: [n], whether an image is encoded.
+        damaged: why an image cannot be read, by index.
+        encoded: images encoded by ``run``, not taken from the cache.
+    """
+
+    reader: ImageReader
+    encoder: Encoder
+    shape: tuple[int, ...]
+    config: FeatureConfig
+    progress: Progress | None = None
+    damaged: dict[int, str] = field(default_factory=dict)
+    encoded: int = 0
+
+    def __post_init__(self) -> None:
+        count = len(self.reader.split)
+        self.values = torch.zeros(count, *self.shape)
+        self.known = torch.zeros(count, dtype=torch.bool)
+        self._views = self.shape[0] if self.shape != self.encoder.shape else 1  # V
+        self._done = 0
+
+    def add(self, block: Block) -> None:
+        """Take over what was extracted earlier."""
+        self.values[block.index] = block.values
+        self.known[block.index] = True
+        for index in block.index.tolist() if self.damaged else ():
+            self.damaged.pop(index, None)
+        self.damaged |= {i: why for i, why in block.damaged.items() if not self.known[i]}
+
+    def block(self, indices: Sequence[int] | None = None) -> Block:
+        """What is known of these images, or of all."""
+        if indices is None:
+            index = self.known.nonzero()[:, 0]
+            return Block(index, self.values if len(index) == len(self.known) else self.values[index], self.damaged)
+        index = torch.tensor([i for i in indices if self.known[i]], dtype=torch.int64)
+        return Block(index, self.values[index], {i: self.damaged[i] for i in indices if i in self.damaged})
+
+    def run(self, work: Work | None = None) -> None:
+        """Encode what is not known yet, first the images that could not be read before.
+
+        Args:
+            work: where to write down what is done, after each chunk and before an error leaves.
+
+        Raises:
+            UserError: an image is damaged and ``damaged`` is stop, or no image can be read, or a feature is not finite.
+        """
+        again = sorted(self.damaged)
+        fresh = [i for i in (~self.known).nonzero()[:, 0].tolist() if i not in self.damaged]
+        self._done = len(self.known) - len(again) - len(fresh)
+        if self._done:
+            self._report(0)
+        pending: list[int] = []  # not written down yet
+        try:
+            for todo in (again, fresh):  # one after the other, so that batches are cut as if nothing had been damaged
+                for batch in self._batches(todo):
+                    self._take(*batch)
+                    pending += batch[0]
+                    self._report(len(batch[0]))
+                    if work is not None and len(pending) * self._views >= self.config.chunk:
+                        kept, pending = pending, []
+                        work.keep(self.block(kept))
+        except BaseException:  # also Ctrl-C
+            if work is not None and pending:
+                work.keep(self.block(pending))
+            raise
+        if len(self.known) and not bool(self.known.any()):
+            first = min(self.damaged)
+            raise UserError(
+                f"None of the {len(self.known)} images of {self.reader.name} can be read (the first is "
+                f"{self.reader.label(first)}: {self.damaged[first]}); valid is data with at least one whole image."
+            )
+
+    def _take(self, index: list[int], inputs: np.ndarray | None, damage: dict[int, Damage]) -> None:
+        """Encode a batch and note what is damaged."""
+        self._judge(damage)
+        if inputs is not None:
+            good = torch.tensor([i for i in index if i not in damage])
+            self.values[good] = self._features(torch.from_numpy(inputs), good)
+            self.known[good] = True
+            self.encoded += len(good)
+        for i in index:
+            self.damaged.pop(i, None)
+        self.damaged |= {i: found.reason for i, found in damage.items()}
+
+    def _batches(self, todo: Sequence[int]) -> Iterator[_Batch]:
+        size, workers = max(1, self.config.batch_size // self._views), self.config.workers
+        if not workers or not todo:
+            for start in range(0, len(todo), size):
+                yield _collate([self.reader[i] for i in todo[start : start + size]])
+            return
+        # fork: nothing need be pickled and no module imported again. Safe, as workers use neither threads nor a GPU.
+        method = "fork" if sys.platform == "linux" else "spawn"
+        if method != "fork":
+            require_picklable(self.reader, workers)
+        loader = DataLoader(
+            self.reader,
+            batch_size=size,
+            sampler=todo,
+            num_workers=min(workers, -(-len(todo) // size)),
+            collate_fn=_collate,
+            multiprocessing_context=multiprocessing.get_context(method),
+            generator=torch.Generator(),  # its draws, which nothing uses, must not come from the global one
+        )
+        try:
+            yield from loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"A worker process that reads images ended unexpectedly with features.workers = {workers} (often for "
+                "want of memory); try fewer, or 0, and the extraction goes on where it stopped."
+            ) from error
+
+    def _judge(self, damage: Mapping[int, Damage]) -> None:
+        """Raise a UserError where the policy, or the cause, does not allow to go on."""
+        foreign = [i for i, found in damage.items() if found.foreign]
+        if foreign:
+            raise UserError(
+                f"{self.reader.label(foreign[0])} cannot be read ({damage[foreign[0]].reason}); valid is an image that "
+                "this user and machine can open."
+            )
+        if damage and self.config.damaged == "stop":
+            named = "; ".join(f"{self.reader.label(i)}: {found.reason}" for i, found in damage.items())
+            raise UserError(
+                f"{self.reader.name} has {'images' if len(damage) > 1 else 'an image'} that cannot be read ({named}); "
+                "valid are whole images, or features.damaged = skip, which leaves such images out."
+            )
+
+    @torch.no_grad()
+    def _features(self, inputs: Tensor, index: Tensor) -> Tensor:
+        """Inputs [b, ...] or [b, V, ...] -> features [b, *shape] float32 on the CPU."""
+        flat = inputs if self.shape == self.encoder.shape else inputs.flatten(0, 1)  # [b V, ...]
+        parts = [self.encoder.encode(part.to(self.encoder.device)) for part in flat.split(self.config.batch_size)]
+        values = torch.cat(parts).float().cpu().reshape(len(inputs), *self.shape)
+        finite = torch.isfinite(values).flatten(1).all(dim=1)
+        if not bool(finite.all()):
+            raise UserError(
+                f"CLIP's feature of image {int(index[~finite][0])} ({self.reader.name}) is not finite; valid are "
+                "weights that fit clip.architecture, and clip.precision float32 where half precision overflows."
+            )
+        return values
+
+    def _report(self, images: int) -> None:
+        self._done += images
+        if self.progress is not None:
+            self.progress(self._done, len(self.known))
+
+
+_Batch = tuple[list[int], np.ndarray | None, dict[int, Damage]]
+
+
+def _collate(items: Sequence[tuple[int, np.ndarray | Damage]]) -> _Batch:
+    """Indices of a batch, the inputs [b, ...] of those that can be read, and the damage of the others."""
+    arrays = [found for _, found in items if not isinstance(found, Damage)]
+    damage = {index: found for index, found in items if isinstance(found, Damage)}
+    return [index for index, _ in items], np.stack(arrays) if arrays else None, damage
+
+
+def require_picklable(reader: ImageReader, workers: int) -> None:
+    """Raise a UserError where a data set cannot be sent to a process that is not a copy of this one."""
+    try:
+        pickle.dumps(reader)
+    except Exception as error:  # pickle raises whatever the objects do
+        raise UserError(
+            f"features.workers is {workers}, but {reader.name} cannot be sent to worker processes on this system "
+            f"({' '.join(str(error).split()).rstrip('.')}); valid is 0."
+        ) from error

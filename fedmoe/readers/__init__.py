@@ -1,0 +1,1 @@
+"""Readers of files from outside: nothing that they hold is ever executed."""

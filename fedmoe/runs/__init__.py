@@ -1,0 +1,1 @@
+"""The run folder: its format, its lock, checkpoints, and resuming."""

@@ -1,0 +1,1 @@
+"""The server: cohort sampling, the prompt pool, the weighted mean, and the assignment of experts."""

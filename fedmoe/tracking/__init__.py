@@ -1,0 +1,1 @@
+"""Where the metrics of each round go: rounds.csv, W&B, TensorBoard."""

@@ -1,0 +1,138 @@
+"""Metrics of each round for people and tools: rounds.csv always, TensorBoard and W&B on demand.
+
+The source of truth stays rounds.jsonl; everything here can be made again from it. ``metric_names`` lists all names.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedmoe.config import TrackingConfig
+from fedmoe.errors import UserError
+from fedmoe.federation.callbacks import Callback
+from fedmoe.io import read_jsonl, write_text_atomic
+from fedmoe.protocol.records import Evaluation, RoundRecord
+from fedmoe.tracking.names import DOMAIN, METRICS, round_row
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from fedmoe.federation.orchestrator import Federation
+
+
+def trackers(config: TrackingConfig, folder: Path, settings: Mapping[str, Any]) -> list[Tracker]:
+    """The callbacks that the configuration asks for. They come after ``RunLog`` and ``Checkpoint``.
+
+    Args:
+        folder: the run folder.
+        settings: the run's resolved settings, nested, as in config.yaml.
+
+    Raises:
+        UserError: TensorBoard is asked for and not installed.
+    """
+    from fedmoe.tracking.wandb_tracker import WandbTracker
+
+    chosen: list[Tracker] = [CsvLog(folder)]
+    if config.tensorboard:
+        chosen.append(TensorBoardLog(folder, config.detail_every))
+    if config.wandb != "disabled":
+        chosen.append(WandbTracker(config, folder, settings))
+    return chosen
+
+
+class Tracker(Callback):
+    """A callback with something to close, also after an error."""
+
+    def close(self) -> None:
+        """Let go of files and threads; more than one call does no harm."""
+
+
+class CsvLog(Tracker):
+    """Writes rounds.csv: a row for each line of rounds.jsonl, under ``METRICS`` and the domains' names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_run_start(self, federation: Federation) -> None:
+        self._columns = [*METRICS, *(DOMAIN.format(domain=name) for name in federation.data.domain_names)]
+        # From the JSONL, which has been cut back to the checkpoint where the run was interrupted.
+        self._rows = [round_row(record, federation.config.participants) for record in past_rounds(self.folder)]
+        if self._rows:
+            self._write()
+
+    def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
+        self._rows.append(round_row(asdict(record), federation.config.participants))
+        self._write()
+
+    def _write(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_text_atomic(self.folder / "rounds.csv", text.getvalue())
+
+
+class TensorBoardLog(Tracker):
+    """Writes event files to tensorboard/ in the run folder: the same names as W&B's, the round as step.
+
+    Raises:
+        UserError: the package tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path, detail_every: int) -> None:
+        self.folder, self.detail_every = folder, detail_every
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError(
+                f"tracking.tensorboard is true, but TensorBoard cannot be imported ({error}); "
+                "pip install 'fedmoe[tensorboard]' or set it to false."
+            ) from error
+        self._new: Callable[..., Any] = SummaryWriter
+        self._writer: Any = None
+
+    def on_run_start(self, federation: Federation) -> None:
+        from fedmoe.tracking.media import Details
+
+        self._details = Details(self.folder, self.detail_every)
+        if federation.state.round < federation.config.rounds:
+            # purge_step: readers drop what an interrupted start wrote behind the checkpoint.
+            first = federation.state.round + 1
+            self._writer = self._new(str(self.folder / "tensorboard"), purge_step=first if first > 0 else None)
+            if first == 0:
+                self._image("clients/labels", self._details.labels(federation), 0)
+
+    def on_evaluation_end(self, federation: Federation, evaluation: Evaluation) -> None:
+        self._details.evaluation = evaluation
+
+    def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
+        for name, value in round_row(asdict(record), federation.config.participants).items():
+            if value is not None and name != "round":
+                self._writer.add_scalar(name, value, record.round)
+        for name, picture in self._details.pictures(federation, record).items():
+            self._image(name, picture, record.round)
+        self._writer.flush()
+
+    def on_run_end(self, federation: Federation) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _image(self, name: str, picture: Image.Image, number: int) -> None:
+        import numpy as np
+
+        self._writer.add_image(name, np.asarray(picture), number, dataformats="HWC")
+
+
+def past_rounds(folder: Path) -> list[dict[str, Any]]:
+    """The lines of rounds.jsonl, none where it does not exist."""
+    path = folder / "rounds.jsonl"
+    return read_jsonl(path) if path.exists() else []

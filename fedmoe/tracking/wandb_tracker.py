@@ -1,0 +1,206 @@
+"""W&B through the federation: one W&B run for each run folder, with the round as the step of everything."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedmoe.config import TrackingConfig
+from fedmoe.io import write_json_atomic
+from fedmoe.protocol.records import Evaluation, RoundRecord
+from fedmoe.tracking.background import Background
+from fedmoe.tracking.names import final_row, round_row
+from fedmoe.tracking.trackers import Tracker, past_rounds
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from fedmoe.federation.orchestrator import Federation
+
+
+def sweep_run_id() -> str | None:
+    """The id that W&B's sweep agent has given to this process; None outside of a sweep.
+
+    The runs of a sweep differ in settings that a run folder's name does not show, so the id belongs into it.
+    """
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+
+
+class WandbTracker(Tracker):
+    """The run folder's W&B run: metrics of each round, tables and pictures at chosen rounds, a summary at the end.
+
+    W&B works in a thread of its own, and a round never waits for it. Its first failure, whatever it is, is reported in
+    one sentence and ends W&B for this run; the run and its folder do not notice. The id of the W&B run is kept in
+    wandb.json, so that a resumed run continues it. Rounds that W&B does not have yet (done before it was turned on)
+    are sent from rounds.jsonl.
+
+    Args:
+        settings: resolved settings, nested; W&B's config has them under the names of the command line.
+        report: where sentences go; the default prints to stderr.
+    """
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        folder: Path,
+        settings: Mapping[str, Any],
+        report: Callable[[str], None] | None = None,
+    ) -> None:
+        self.config, self.folder, self.settings = config, folder, settings
+        self.report = report or (lambda text: print(text, file=sys.stderr))
+        self._background: Background | None = None
+        self._run: Any = None  # wandb.Run, of the thread
+        self._once: dict[str, Any] = {}
+
+    def on_run_start(self, federation: Federation) -> None:
+        done, known = federation.state.round, self._known_id()
+        if done >= federation.config.rounds and known is not None:
+            return  # a finished run that W&B has
+        from fedmoe.tracking.media import Details
+
+        self._details = Details(self.folder, self.config.detail_every)
+        self._background = background = Background(self._failed)
+        past = [round_row(record, federation.config.participants) for record in past_rounds(self.folder)]
+        group = self.config.group or f"{federation.data.name}/{federation.method.label}"
+        try:
+            labels = self._details.labels(federation) if known is None else None
+        except Exception as error:
+            background.fail(error)
+            return
+        background.submit(partial(self._start, known, past, labels, group))
+
+    def on_evaluation_end(self, federation: Federation, evaluation: Evaluation) -> None:
+        if self._on:
+            self._details.evaluation = evaluation
+
+    def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
+        if not self._on or self._background is None:
+            return
+        try:
+            row = round_row(asdict(record), federation.config.participants)
+            pictures = self._details.pictures(federation, record)
+            table = self._details.table(federation, record)
+        except Exception as error:
+            self._background.fail(error)
+            return
+        self._background.submit(partial(self._log, row, pictures, table))
+
+    def on_run_end(self, federation: Federation) -> None:
+        if self._on and self._background is not None:
+            self._background.submit(lambda: self._run.summary.update(final_row(past_rounds(self.folder))))
+        self._end(0)
+
+    def close(self) -> None:
+        self._end(1)
+
+    @property
+    def _on(self) -> bool:
+        return self._background is not None and not self._background.failed
+
+    def _end(self, exit_code: int) -> None:
+        background, self._background = self._background, None
+        if background is None:
+            return
+        patience = self.config.timeout + 5  # W&B itself gives up after the timeout
+        if not background.close(patience, lambda: self._finish(1 if background.failed else exit_code)):
+            background.fail(TimeoutError(f"no answer within {self.config.timeout:g} seconds of the run's end"))
+
+    def _failed(self, error: BaseException) -> None:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        again = ""
+        if self._run is not None:
+            again = f", and `wandb sync {Path(self._run.dir).parent}` can send what W&B has"
+        self.report(f"W&B is off for this run: {reason}. The files in {self.folder} are complete{again}.")
+
+    def _known_id(self) -> str | None:
+        try:
+            found = json.loads((self.folder / "wandb.json").read_text())["id"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return found if isinstance(found, str) and found else None
+
+    # In the thread
+
+    def _start(self, known: str | None, past: list[dict[str, Any]], labels: Image.Image | None, group: str) -> None:
+        import wandb
+
+        config = self.config
+        folder = Path(config.dir or self.folder)
+        folder.mkdir(parents=True, exist_ok=True)  # W&B would go to the system's temporary folder
+        wandb.setup(wandb.Settings(show_info=False))  # also: never ask for a key, not even on a terminal
+        run = wandb.init(
+            mode=config.wandb,
+            project=None if sweep_run_id() else config.project,  # a sweep's agent decides about both
+            entity=config.entity,
+            id=None if sweep_run_id() else known or secrets.token_hex(4),
+            resume="allow",
+            name=self._name(),
+            group=group,
+            job_type=config.job_type,
+            tags=config.tags,
+            config=_flat(self.settings),
+            dir=folder,
+            settings=wandb.Settings(
+                reinit="create_new",  # a process may run several methods
+                console="off",  # the terminal belongs to the run
+                show_info=False,
+                quiet=True,  # else it looks up the user's name first, with a patience of its own
+                init_timeout=config.timeout,
+                finish_timeout=config.timeout,
+                finish_timeout_raises=True,
+            ),
+        )
+        self._run = run
+        run.define_metric("round")
+        run.define_metric("*", step_metric="round")
+        url = run.url if config.wandb == "online" else None
+        write_json_atomic(self.folder / "wandb.json", {"id": run.id, "project": run.project, "url": url})
+        if labels is not None:
+            self._once["clients/labels"] = wandb.Image(labels)
+        if url:
+            self.report(f"W&B: {url}")
+        # Online, W&B knows where the run stands; offline, a known run has all rounds in its earlier folders.
+        self._first = run.starting_step if config.wandb == "online" else 0 if known is None else len(past)
+        for row in past:
+            self._log(row, {}, None)
+
+    def _log(self, row: dict[str, Any], pictures: Mapping[str, Image.Image], table: tuple[Any, Any] | None) -> None:
+        import wandb
+
+        if row["round"] < self._first:
+            return  # W&B has it
+        data: dict[str, Any] = {name: value for name, value in row.items() if value is not None}
+        self._run.log(data, step=row["round"], commit=False)  # kept, whatever comes of tables and pictures
+        data = {name: wandb.Image(picture) for name, picture in pictures.items()}
+        if table is not None:
+            data["clients/table"] = wandb.Table(columns=list(table[0]), data=table[1])
+        data |= self._once
+        self._once = {}
+        self._run.log(data, step=row["round"], commit=True)
+
+    def _finish(self, exit_code: int) -> None:
+        if self._run is not None:
+            self._run.finish(exit_code=exit_code)
+            if self.config.wandb == "offline" and not exit_code:
+                self.report(f"W&B: written offline; `wandb sync {Path(self._run.dir).parent}` sends it.")
+
+    def _name(self) -> str:
+        parent = self.folder.resolve().parent
+        name = self.folder.resolve().name
+        return f"{parent.name}/{name}" if (parent / "comparison.json").exists() else name
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by the command line's names, such as method.init_args.lmbda: the names that sweeps have as well."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        nested = isinstance(value, Mapping) and value
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
