@@ -36,7 +36,7 @@ MODULES = {
 
 
 def room(module: str) -> str:
-    return (module.split(".") + ["fedmoe"])[1] if "." in module else "fedmoe"
+    return module.split(".")[1] if "." in module else "fedmoe"
 
 
 def imports(path: Path) -> set[str]:
