@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from fedmoe.client.module import ClientModule
+from fedmoe.client.work import ClientWork
 from fedmoe.config import FederationConfig, OptimConfig, PrivacyConfig, PromptConfig
 from fedmoe.features.client_data import FederatedData
-from fedmoe.federation.callbacks import Callback
+from fedmoe.federation.callbacks import Callback, FederationView
+from fedmoe.federation.evaluation import Evaluation
+from fedmoe.federation.fleet import Fleet, LocalFleet
 from fedmoe.federation.orchestrator import Federation
+from fedmoe.federation.rehearsal import rehearse
+from fedmoe.federation.state import FederationState, fresh_server
 from fedmoe.methods import Method
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
-from fedmoe.protocol.records import Evaluation, RoundRecord
-from fedmoe.runs.checkpoint import FederationState
+from fedmoe.privacy.mechanism import build_privacy
+from fedmoe.runs.records import RoundRecord
 from fedmoe.seeds import torch_generator
 
 
@@ -24,10 +29,10 @@ class Log(Callback):
         self.records: list[RoundRecord] = []
         self.evaluations: list[Evaluation] = []
 
-    def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
+    def on_round_end(self, run: FederationView, record: RoundRecord) -> None:
         self.records.append(record)
 
-    def on_evaluation_end(self, federation: Federation, evaluation: Evaluation) -> None:
+    def on_evaluation_end(self, run: FederationView, evaluation: Evaluation) -> None:
         self.evaluations.append(evaluation)
 
 
@@ -47,23 +52,43 @@ def build_federation(
     seed: int = 5,
     callbacks: Sequence[Callback] = (),
     privacy: PrivacyConfig | None = None,
+    fleet: Callable[[ClientWork], Fleet] = LocalFleet,
 ) -> tuple[Federation, Log]:
     """The method's federation on the data, and the log of what it will do."""
-    learner = PromptLearner(clip, data.class_names, PromptConfig(init=None), torch_generator(seed, "prompt"))
-    constants = method.constants(clip, data.class_names, data.template)
-    module = ClientModule(
-        learner,
-        method,
-        optim or OptimConfig(prompt_lr=0.02, gating_lr=0.05),
-        feature_dim=clip.feature_dim,
-        logit_scale=clip.logit_scale,
-        constants=constants,
-    )
-    log = Log()
-    state = state or FederationState.fresh(module.export_prompt(), config.clients)
     config = method.schedule(config)
-    federation = kind(method, module, data, config, state, seed=seed, callbacks=[log, *callbacks], privacy=privacy)
+    module = build_module(clip, data, method, optim, seed)
+    protection = build_privacy(privacy, config, seed)
+    work = ClientWork(module, data, config, seed, protection=protection)
+    rehearse(work, protection, range(min(2, config.participants)))
+    log = Log()
+    federation = kind(
+        method,
+        fleet(work),
+        config,
+        fresh_server(module.declared, module.shared_start()),
+        seed=seed,
+        callbacks=[log, *callbacks],
+        privacy=protection,
+        clients=data.summary(),
+        name=data.name,
+    )
+    if state is not None:
+        federation.restore(state)
     return federation, log
+
+
+def build_module(
+    clip: FrozenCLIP, data: FederatedData, method: Method, optim: OptimConfig | None = None, seed: int = 5
+) -> ClientModule:
+    """The method's client for the classes of the data."""
+    return ClientModule(
+        clip,
+        PromptLearner(clip, data.class_names, PromptConfig(init=None), torch_generator(seed, "prompt")),
+        method=method,
+        optim=optim or OptimConfig(prompt_lr=0.02, gating_lr=0.05),
+        constants=method.constants(clip, data.class_names, data.template),
+        seed=seed,
+    )
 
 
 def results(log: Log) -> list[dict]:

@@ -45,5 +45,5 @@ def test_another_seed_is_another_run(embedded_clip: FrozenCLIP, tmp_path: Path) 
     for seed in (5, 6):
         federation, _ = build_federation(embedded_clip, data, PFedMoAP(2), replace(CONFIG, rounds=1), seed=seed)
         federation.run()
-        prompts.append(federation.state.server.prompt)
+        prompts.append(federation.server.shared["prompt"])
     assert not torch.equal(*prompts)

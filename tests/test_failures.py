@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +13,18 @@ from federation_helpers import Backwards, Log, build_federation, results
 
 from fedmoe.cli import main
 from fedmoe.client.module import ClientModule
+from fedmoe.client.work import ClientWork
 from fedmoe.config import FeatureConfig, FederationConfig, OptimConfig
 from fedmoe.data import Digits, Dirichlet
 from fedmoe.errors import UserError
 from fedmoe.features.client_data import FederatedData, prepare
-from fedmoe.federation.callbacks import Callback
+from fedmoe.federation.callbacks import Callback, FederationView
+from fedmoe.federation.fleet import LocalFleet
 from fedmoe.federation.orchestrator import Federation
 from fedmoe.methods import FedPer, Method, PFedMoAP, PromptFL, PromptFLFT
 from fedmoe.models.clip import FrozenCLIP
-from fedmoe.protocol.records import Failure, RoundContext
+from fedmoe.protocol.records import Failed, RoundContext, Trained, TrainJob, Update
+from fedmoe.runs.records import Failure
 
 CLIENTS, VICTIM = 4, 2
 CONFIG = FederationConfig(clients=CLIENTS, rounds=2, local_epochs=1, batch_size=64)
@@ -38,6 +41,10 @@ def an_error(loss: torch.Tensor) -> torch.Tensor:
 
 def no_memory(loss: torch.Tensor) -> torch.Tensor:
     raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+
+def a_mistake(loss: torch.Tensor) -> torch.Tensor:
+    raise UserError("the views do not fit.")
 
 
 REASONS = {
@@ -66,8 +73,27 @@ class Failures(Callback):
     def __init__(self) -> None:
         self.seen: list[Failure] = []
 
-    def on_client_failed(self, federation: Federation, context: RoundContext, failure: Failure) -> None:
+    def on_client_failed(self, run: FederationView, context: RoundContext, failure: Failure) -> None:
         self.seen.append(failure)
+
+
+class Noting(LocalFleet):
+    """Clients whose uploads are noted as they come up, by round and client."""
+
+    def __init__(self, work: ClientWork) -> None:
+        super().__init__(work)
+        self.uploads: dict[tuple[int, int], Update] = {}
+
+    def train(self, jobs: Iterable[TrainJob]) -> Iterator[tuple[TrainJob, Trained | Failed]]:
+        for job, result in super().train(jobs):
+            if isinstance(result, Trained):
+                self.uploads[job.round, job.client_id] = result.update
+            yield job, result
+
+
+def clients_of(federation: Federation) -> Noting:
+    assert isinstance(federation.fleet, Noting)
+    return federation.fleet
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +106,7 @@ def run(
     clip: FrozenCLIP, data: FederatedData, method: Method, config: FederationConfig = CONFIG, **kwargs
 ) -> tuple[Federation, Log, list[Failure]]:
     failures = Failures()
-    federation, log = build_federation(clip, data, method, config, callbacks=[failures], **kwargs)
+    federation, log = build_federation(clip, data, method, config, callbacks=[failures], fleet=Noting, **kwargs)
     federation.run()
     return federation, log, failures.seen
 
@@ -100,16 +126,23 @@ def test_a_failed_client_is_dropped_for_the_round(
     assert "Traceback" in failures[0].traceback
     # It keeps what it had; its old prompt stays in the pool.
     old, new = before.state.clients[VICTIM], federation.state.clients[VICTIM]
-    assert torch.equal(new.prompt, old.prompt)
-    assert new.rounds_seen == 1
-    assert all(torch.equal(new.personal[name], old.personal[name]) for name in old.personal)
-    assert torch.equal(federation.state.server.pool[VICTIM], before.state.server.pool[VICTIM])
+    assert new.rounds_seen == federation.server.known(VICTIM).rounds_seen == 1
+    assert federation.server.known(VICTIM) == before.server.known(VICTIM)
+    assert new.parameters.keys() == old.parameters.keys() == ({"prompt"} if kind is PFedMoAP else set())
+    assert all(torch.equal(new.parameters[name], old.parameters[name]) for name in old.parameters)
+    assert federation.server.pool.keys() == before.server.pool.keys() == ({"prompt"} if kind is PFedMoAP else set())
+    assert all(
+        torch.equal(federation.server.pool[name][VICTIM], before.server.pool[name][VICTIM])
+        for name in before.server.pool
+    )
     # The mean is over the others, with weights that add up over them (eq. 7).
     others = [i for i in range(CLIENTS) if i != VICTIM]
     examples = [len(data.client(i).train_labels) for i in others]
-    prompts = [federation.state.clients[i].prompt.double() for i in others]
+    uploads = clients_of(federation).uploads
+    assert (2, VICTIM) not in uploads
+    prompts = [uploads[2, i].parameters["prompt"].double() for i in others]
     mean = sum(n / sum(examples) * prompt for n, prompt in zip(examples, prompts, strict=True))
-    assert torch.allclose(federation.state.server.prompt.double(), mean, rtol=0, atol=1e-7)
+    assert torch.allclose(federation.server.shared["prompt"].double(), mean, rtol=0, atol=1e-7)
     # It was sent a prompt and sent none back.
     assert record.bytes["up"] == 3 * PROMPT_BYTES
     assert record.bytes["down"] >= 4 * PROMPT_BYTES
@@ -130,7 +163,7 @@ def test_where_all_clients_fail_the_global_prompt_stays(embedded_clip: FrozenCLI
     make = failing(PromptFL, not_finite, lambda client: client.progress > 0)
     before, log_before, _ = run(embedded_clip, data, make(), replace(CONFIG, rounds=1))
     federation, log, _ = run(embedded_clip, data, make())
-    assert torch.equal(federation.state.server.prompt, before.state.server.prompt)
+    assert torch.equal(federation.server.shared["prompt"], before.server.shared["prompt"])
     record = log.records[2]
     assert sorted(record.failed) == ["0", "1", "2", "3"]
     assert (record.train_loss, record.prompt_drift, record.bytes["up"]) == (None, None, 0)
@@ -158,7 +191,8 @@ def test_a_client_is_tried_again_with_other_batches(embedded_clip: FrozenCLIP, d
     assert log.records[1].bytes["up"] == 4 * PROMPT_BYTES
     # All that changed is the victim's own training.
     plain, _, _ = run(embedded_clip, data, PromptFL(), config)
-    same = [torch.equal(a.prompt, b.prompt) for a, b in zip(federation.state.clients, plain.state.clients, strict=True)]
+    ours, theirs = clients_of(federation).uploads, clients_of(plain).uploads
+    same = [torch.equal(ours[1, i].parameters["prompt"], theirs[1, i].parameters["prompt"]) for i in range(CLIENTS)]
     assert same == [True, True, False, True]
 
 
@@ -188,9 +222,12 @@ def test_a_fatal_error_of_the_program_is_shown_whole(embedded_clip: FrozenCLIP, 
 
 
 def test_a_mistake_in_the_settings_is_no_failure_of_a_client(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
-    federation, _ = build_federation(embedded_clip, data, FedPer(personal_vectors=17), CONFIG)
     with pytest.raises(UserError, match="personal_vectors is 17"):
+        build_federation(embedded_clip, data, FedPer(personal_vectors=17), CONFIG)  # before there is a round
+    federation, log = build_federation(embedded_clip, data, failing(PromptFL, a_mistake, victim_in_round_2)(), CONFIG)
+    with pytest.raises(UserError, match="the views do not fit"):
         federation.run()
+    assert [record.round for record in log.records] == [0, 1]
 
 
 def test_parameters_that_overflow_in_the_last_step_are_a_failure(
@@ -200,12 +237,12 @@ def test_parameters_that_overflow_in_the_last_step_are_a_failure(
     config = replace(CONFIG, rounds=1, batch_size=2000)  # one step, whose loss is finite
     federation, log, _ = run(embedded_clip, data, make(), config, optim=OptimConfig(prompt_lr=1e20))
     assert set(log.records[1].failed.values()) == {"its trained parameters are not finite"}
-    assert torch.equal(federation.state.server.prompt, federation.state.initial)
+    assert torch.equal(federation.server.shared["prompt"], clients_of(federation).work.module.prompts.start)
 
 
 def test_where_fine_tuning_fails_the_client_is_scored_without(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
-    def tuned(client: ClientModule) -> bool:  # training has the server's prompt as its reference, fine-tuning none
-        return client.client_id == VICTIM and client.reference is None
+    def tuned(client: ClientModule) -> bool:  # training has CONFIG's one epoch, fine-tuning the method's five
+        return client.client_id == VICTIM and client.trainer.max_epochs == 5
 
     _, log, _ = run(embedded_clip, data, failing(PromptFLFT, not_finite, tuned)())
     _, plain, _ = run(embedded_clip, data, PromptFL())

@@ -19,12 +19,14 @@ from fedmoe.client.module import ClientModule
 from fedmoe.config import FeatureConfig, FederationConfig, OptimConfig, PromptConfig
 from fedmoe.data import Digits, Dirichlet
 from fedmoe.features.client_data import FeatureBatches, FederatedData, prepare
-from fedmoe.federation.callbacks import Callback, Checkpoint
+from fedmoe.federation.callbacks import Callback, Checkpoint, FederationView
+from fedmoe.federation.fleet import LocalFleet
 from fedmoe.federation.orchestrator import Federation
+from fedmoe.federation.restore import read_state
 from fedmoe.methods import CoOp, FedProx, Method, PFedMoAP, PromptFL, ZeroShot
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
-from fedmoe.protocol.records import ClientState, RoundContext
+from fedmoe.protocol.records import ClientState, RoundContext, Tensors, TrainJob
 from fedmoe.runs.checkpoint import StateStore
 from fedmoe.seeds import torch_generator
 
@@ -46,6 +48,12 @@ def build(
     return build_federation(clip, data, method, config, **settings)
 
 
+def clients_of(federation: Federation) -> LocalFleet:
+    """Where the clients are: here in this process."""
+    assert isinstance(federation.fleet, LocalFleet)
+    return federation.fleet
+
+
 @pytest.mark.parametrize("make", METHODS)
 def test_client_order_and_repetition_change_no_bit(embedded_clip: FrozenCLIP, data: FederatedData, make) -> None:
     first, log = build(embedded_clip, data, make())
@@ -63,29 +71,34 @@ def test_another_seed_is_another_run(embedded_clip: FrozenCLIP, data: FederatedD
     other, _ = build(embedded_clip, data, PromptFL(), seed=2)
     one.run()
     other.run()
-    assert not torch.equal(one.state.server.prompt, other.state.server.prompt)
+    assert not torch.equal(one.server.shared["prompt"], other.server.shared["prompt"])
 
 
 @pytest.mark.parametrize("make", METHODS[1:])
 def test_a_client_trains_the_same_after_others_as_alone(embedded_clip: FrozenCLIP, data: FederatedData, make) -> None:
     """Nothing leaks: client 3 in a module that others used, and in one of its own."""
 
-    def train(federation: Federation, client_id: int) -> ClientState:
+    def train(federation: Federation, client_id: int) -> tuple[Tensors, ClientState]:
         context = RoundContext(2, (0, 3, 6), federation.seed)
-        downlink = federation.method.configure(federation.state.server, client_id, context)
-        return federation.local.train(client_id, federation.state.clients[client_id], downlink, context).kept
+        downlink = federation.method.configure(federation.server, client_id, context)
+        fleet, version = clients_of(federation), federation.server.known(client_id).version
+        job = TrainJob(client_id, context.round, version, downlink)
+        trained, kept = fleet.work.train(job, fleet.kept.get(client_id, version))
+        return trained.update.parameters, kept
 
     used, _ = build(embedded_clip, data, make())
-    used.state.server.pool = {i: torch.randn(16, 64, generator=torch_generator(i)) for i in (0, 3, 6)}
+    for entries in used.server.pool.values():  # of the methods that have a pool
+        entries.update({i: torch.randn(16, 64, generator=torch_generator(i)) for i in (0, 3, 6)})
     for other in (0, 6):
         train(used, other)
     used.evaluate(RoundContext(2, (), 5))
     alone, _ = build(embedded_clip, data, make())
-    alone.state.server.pool = used.state.server.pool
-    one, two = train(used, 3), train(alone, 3)
-    assert torch.equal(one.prompt, two.prompt)
-    assert one.personal.keys() == two.personal.keys()
-    assert all(torch.equal(one.personal[name], two.personal[name]) for name in one.personal)
+    alone.server.pool = used.server.pool
+    (sent, one), (sent_alone, two) = train(used, 3), train(alone, 3)
+    assert "prompt" in {**sent, **one.parameters}
+    for mine, theirs in ((sent, sent_alone), (one.parameters, two.parameters), (one.experts, two.experts)):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 @pytest.mark.parametrize("make", METHODS[1:])
@@ -94,15 +107,15 @@ def test_resuming_changes_no_bit(embedded_clip: FrozenCLIP, data: FederatedData,
     whole.run()
 
     class Stop(Callback):
-        def on_client_end(self, federation: Federation, context: RoundContext, client_id: int, loss: float) -> None:
-            if context.round == federation.config.rounds:  # in the middle of the last round
+        def on_client_end(self, run: FederationView, context: RoundContext, client_id: int, loss: float) -> None:
+            if context.round == run.config.rounds:  # in the middle of the last round
                 raise KeyboardInterrupt
 
     store = StateStore(tmp_path)
     stopped, first_log = build(embedded_clip, data, make(), callbacks=[Checkpoint(store), Stop()])
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
-    state = StateStore(tmp_path).load()
+    state = read_state(StateStore(tmp_path))
     assert state is not None
     assert state.round == whole.config.rounds - 1
     resumed, second_log = build(embedded_clip, data, make(), state=state)
@@ -113,7 +126,7 @@ def test_resuming_changes_no_bit(embedded_clip: FrozenCLIP, data: FederatedData,
 
 def test_a_crash_inside_a_round_leaves_the_state_of_the_last(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
     class Crash(Callback):
-        def on_client_end(self, federation: Federation, context: RoundContext, client_id: int, loss: float) -> None:
+        def on_client_end(self, run: FederationView, context: RoundContext, client_id: int, loss: float) -> None:
             if context.round == 2:
                 raise RuntimeError("crash")
 
@@ -130,7 +143,7 @@ def test_one_local_fit_is_plain_sgd(embedded_clip: FrozenCLIP, data: FederatedDa
     federation, _ = build(embedded_clip, data, CoOp(epochs=2), optim=OptimConfig(prompt_lr=0.02))
     federation.run()
     plain = PromptLearner(embedded_clip, data.class_names, PromptConfig(text_pass="full"), torch_generator(5, "prompt"))
-    sgd = torch.optim.SGD([plain.context], lr=0.02, momentum=0.9, weight_decay=5e-4)
+    sgd = torch.optim.SGD([plain["prompt"]], lr=0.02, momentum=0.9, weight_decay=5e-4)
     client = data.client(4)
     batches = FeatureBatches(client.train_features, client.train_labels, 32, torch_generator(5, "batches", 1, 4))
     for _ in range(2):
@@ -139,17 +152,19 @@ def test_one_local_fit_is_plain_sgd(embedded_clip: FrozenCLIP, data: FederatedDa
             sgd.zero_grad()
             loss.backward()
             sgd.step()
-    trained = federation.state.clients[4].prompt
-    assert (trained - federation.state.initial).norm() > 0.01
-    assert torch.allclose(trained, plain.context.detach(), rtol=0, atol=2e-5)
+    trained = federation.state.clients[4].parameters["prompt"]
+    assert (trained - clients_of(federation).work.module.prompts.start).norm() > 0.01
+    assert torch.allclose(trained, plain["prompt"].detach(), rtol=0, atol=2e-5)
 
 
 def test_cost_of_rounds_in_bytes(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
     federation, log = build(embedded_clip, data, PromptFL())
     federation.run()
-    assert log.records[0].bytes == {"down": 0, "up": 0, "evaluate_down": 0}
+    # Every evaluation, also that before training, sends the global prompt to each of the 8 clients: all have test data.
+    assert all(len(data.client(i).test_labels) for i in range(CLIENTS))
+    assert log.records[0].bytes == {"down": 0, "up": 0, "evaluate_down": 8 * PROMPT_BYTES}
     for record in log.records[1:]:
-        assert record.bytes == {"down": 4 * PROMPT_BYTES, "up": 4 * PROMPT_BYTES, "evaluate_down": 0}
+        assert record.bytes == {"down": 4 * PROMPT_BYTES, "up": 4 * PROMPT_BYTES, "evaluate_down": 8 * PROMPT_BYTES}
     federation, log = build(embedded_clip, data, CoOp(epochs=1))
     federation.run()
     assert log.records[1].bytes == {"down": 0, "up": 0, "evaluate_down": 0}
@@ -174,11 +189,13 @@ def test_who_gets_which_experts_and_what_they_cost(
         assert record.bytes["up"] == len(cohort) * PROMPT_BYTES
         pool |= cohort
         gated |= returning
-        assert record.clients_seen == len(pool) == len(federation.state.server.pool) or record.round < 6
+        assert record.clients_seen == len(pool) == len(federation.server.pool["prompt"]) or record.round < 6
         assert {int(client) for client in record.experts} == gated
         assert all(int(client) not in ids for client, ids in record.experts.items())
-        fresh = evaluation_experts == "fresh"
-        assert record.bytes["evaluate_down"] == (len(gated) * 3 * PROMPT_BYTES if fresh and gated else 0)
+        # Who never took part needs the global prompt; who did has its own. Fresh experts are three prompts for each
+        # client with a gate, as four or more clients are in the pool; held ones are on the client already.
+        fresh = 3 * len(gated) if evaluation_experts == "fresh" else 0
+        assert record.bytes["evaluate_down"] == (CLIENTS - len(pool) + fresh) * PROMPT_BYTES
         if gated:
             assert record.attention is not None
             assert record.attention["local"] + sum(record.attention["experts"]) == pytest.approx(1.0, abs=1e-5)
@@ -191,22 +208,23 @@ def test_what_clients_predict_with(embedded_clip: FrozenCLIP, data: FederatedDat
     federation.run()
     state, context = federation.state, RoundContext(3, (), 5)
     kinds = set()
-    for client_id, own in enumerate(state.clients):
-        downlink = federation.method.deploy(state.server, own, client_id, context)
-        loadout = federation.method.inference(state.server, own, downlink)
+    for client_id in range(CLIENTS):
+        own = state.clients.get(client_id, ClientState())
+        downlink = federation.method.deploy(state.server, client_id, context)
+        loadout = federation.method.inference(own, downlink)
         if not own.took_part:
             kinds.add("global")
-            assert loadout.prompt is state.server.prompt
-            assert loadout.experts is None
-        elif not own.personal:
+            assert loadout.parameters["prompt"] is state.server.shared["prompt"]
+            assert loadout.experts == {}
+        elif own.parameters.keys() == {"prompt"}:
             kinds.add("own prompt alone")
-            assert loadout.prompt is own.prompt
-            assert loadout.experts is None
+            assert loadout.parameters["prompt"] is own.parameters["prompt"]
+            assert loadout.experts == {}
         else:
             kinds.add("mixture")
-            assert loadout.prompt is own.prompt
-            assert loadout.experts is not None
-            assert loadout.experts.shape == (3, 16, 64)
+            assert loadout.parameters["prompt"] is own.parameters["prompt"]
+            assert loadout.experts.keys() == {"prompt"}
+            assert loadout.experts["prompt"].shape == (3, 16, 64)
     assert kinds == {"global", "own prompt alone", "mixture"}
 
 
@@ -229,8 +247,9 @@ def test_pfedmoap_without_experts_trains_as_promptfl(embedded_clip: FrozenCLIP, 
     promptfl, _ = build(embedded_clip, data, PromptFL())
     alone.run()
     promptfl.run()
-    assert torch.equal(alone.state.server.prompt, promptfl.state.server.prompt)
-    assert all(not client.personal for client in alone.state.clients)
+    assert torch.equal(alone.server.shared["prompt"], promptfl.server.shared["prompt"])
+    assert alone.state.clients
+    assert all(client.parameters.keys() == {"prompt"} for client in alone.state.clients.values())  # no gate
 
 
 def test_zero_shot_is_one_evaluation_and_sends_nothing(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
@@ -257,9 +276,10 @@ def test_evaluation_skips_rounds_but_not_the_last(embedded_clip: FrozenCLIP, dat
 
 def test_only_prompt_and_gate_are_in_the_module(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
     federation, _ = build(embedded_clip, data, PFedMoAP(3))
-    names = {name.split(".")[0] for name, _ in federation.module.named_parameters()}
-    assert names == {"prompt", "personal"}
-    assert sum(p.numel() for p in federation.module.prompt.parameters()) == 16 * 64
+    module = clients_of(federation).work.module
+    names = {name.split(".")[0] for name, _ in module.named_parameters()}
+    assert names == {"prompts", "gate"}
+    assert sum(p.numel() for p in module.prompts.parameters()) == 16 * 64
     assert all(not parameter.requires_grad for parameter in embedded_clip.parameters())
 
 
@@ -271,8 +291,9 @@ def test_learning_rate_over_the_federation(
     embedded_clip: FrozenCLIP, data: FederatedData, schedule, progress: float, expected: float
 ) -> None:
     federation, _ = build(embedded_clip, data, PromptFL(), optim=OptimConfig(prompt_lr=0.02, schedule=schedule))
-    federation.module.progress = progress
-    optimizer = federation.module.configure_optimizers()
+    module = clients_of(federation).work.module
+    module.progress = progress
+    optimizer = module.configure_optimizers()
     assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
     assert optimizer.param_groups[0]["momentum"] == 0.9
     assert optimizer.param_groups[0]["weight_decay"] == 5e-4

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -28,15 +28,16 @@ from fedmoe.data import Digits, Dirichlet
 from fedmoe.errors import UserError
 from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.federation.orchestrator import Federation
+from fedmoe.federation.state import FederationState
 from fedmoe.methods import FedOTP
-from fedmoe.methods.fedotp import LocalPrompt
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.functional import local_logits
 from fedmoe.models.prompt import PromptLearner
 from fedmoe.models.spatial import SpatialEncoder
-from fedmoe.protocol.records import Loadout
+from fedmoe.protocol.records import Loadout, RoundContext, Update
 from fedmoe.runs.checkpoint import StateStore
 from fedmoe.seeds import torch_generator
+from fedmoe.server.state import ServerState
 
 ROOT = Path(__file__).parents[1]
 CLIENTS = 5
@@ -71,21 +72,25 @@ class Golden:
         self.learner = PromptLearner(clip, self.settings["class_names"], PromptConfig(length=self.settings["n_ctx"]))
         rate = self.settings["prompt_lr"]
         self.module = ClientModule(
+            clip,
             self.learner,
-            self.method,
-            OptimConfig(rate, rate, self.settings["momentum"], self.settings["weight_decay"]),
-            feature_dim=clip.feature_dim,
-            logit_scale=clip.logit_scale,
+            method=self.method,
+            optim=OptimConfig(
+                prompt_lr=rate,
+                gating_lr=rate,
+                momentum=self.settings["momentum"],
+                weight_decay=self.settings["weight_decay"],
+            ),
         ).to(dtype)
         start = self.tensors["ctx"]
-        self.module.load(0, Loadout(start[0], {"context": start[1]}), seed=0)
-        assert isinstance(self.module.personal, LocalPrompt)
-        self.local = self.module.personal
+        self.module.load(0, Loadout({"prompt": start[0], "local": start[1]}))
+        assert list(self.learner.learned) == ["prompt", "local"]
+        assert self.learner["local"].dtype == dtype
         self.images = SpatialEncoder(clip)(self.tensors["images"].to(dtype))
         self.labels = self.tensors["labels"].long()
 
     def prompts(self) -> Tensor:
-        return torch.stack([self.learner.context, self.local.context])
+        return torch.stack([self.learner["prompt"], self.learner["local"]])
 
     def stop_as_the_release(self) -> None:
         """The release rescales all plans of a batch until the mean change over all of them is small: count."""
@@ -128,9 +133,9 @@ def test_values_are_the_releases(
         loss.backward()
         if step == 0:
             assert difference(loss.unsqueeze(0), golden["loss"]) < 1e-5
-            assert made.learner.context.grad is not None
-            assert made.local.context.grad is not None
-            found = torch.stack([made.learner.context.grad, made.local.context.grad])
+            gradients = [made.learner["prompt"].grad, made.learner["local"].grad]
+            assert all(found is not None for found in gradients)
+            found = torch.stack(gradients)
             assert difference(found, golden["grad.ctx"]) < gradient
         optimizer.step()
         losses.append(loss.detach())
@@ -242,35 +247,52 @@ def test_neither_order_nor_the_global_generator_nor_an_interruption_changes_a_bi
     first, first_log = build_federation(clip, data, FedOTP(), CONFIG)
     first_log.on_round_end(first, first._before_training())
     first_log.on_round_end(first, first.round(1))
-    StateStore(tmp_path).save(first.state)
-    resumed, second_log = run(clip, data, FedOTP(), state=StateStore(tmp_path).load())
+    StateStore(tmp_path).save(1, *first.state.flatten())
+    state = StateStore(tmp_path).load(FederationState.unflatten)
+    assert state is not None and state.round == 1
+    resumed, second_log = run(clip, data, FedOTP(), state=state)
     assert differences(whole.state, resumed.state) == []
     assert results(log) == results(first_log) + results(second_log)
     assert log.evaluations[-1].clients == second_log.evaluations[-1].clients
 
 
+class Recorded(FedOTP):
+    """Keeps the last round's uploads."""
+
+    uploads: Sequence[Update] = ()
+
+    def aggregate(self, server: ServerState, updates: Sequence[Update], context: RoundContext) -> None:
+        self.uploads = updates
+        super().aggregate(server, updates, context)
+
+
 def test_the_global_prompt_travels_and_the_local_one_stays(prepared) -> None:
     clip, data = prepared("vit")
-    federation, log = run(clip, data, FedOTP(), config=replace(CONFIG, participation=0.4, rounds=1))
+    method = Recorded()
+    federation, log = run(clip, data, method, config=replace(CONFIG, participation=0.4, rounds=1))
     prompt = 16 * 32 * 4  # bytes of l x w float32
-    assert log.records[1].bytes == {"down": 2 * prompt, "up": 2 * prompt, "evaluate_down": 0}
-    cohort, state = log.records[1].cohort, federation.state
-    trained = [state.clients[i] for i in cohort]
-    assert [set(client.personal) for client in state.clients].count({"context"}) == len(trained) == 2
-    assert trained[0].personal["context"].shape == trained[0].prompt.shape == (16, 32)
+    # Two clients train; all five download the global prompt to be evaluated.
+    assert log.records[1].bytes == {"down": 2 * prompt, "up": 2 * prompt, "evaluate_down": CLIENTS * prompt}
+    cohort, state, shared = log.records[1].cohort, federation.state, federation.server.shared
+    assert list(state.clients) == cohort and len(cohort) == 2
+    assert [set(client.parameters) for client in state.clients.values()] == [{"local"}] * 2
+    assert [update.client_id for update in method.uploads] == cohort
+    assert [set(update.parameters) for update in method.uploads] == [{"prompt"}] * 2
+    sent = [update.parameters["prompt"] for update in method.uploads]
+    assert state.clients[cohort[0]].parameters["local"].shape == sent[0].shape == (16, 32)
     weights = [len(data.client(i).train_labels) for i in cohort]
-    mean = math.fsum(weights) ** -1 * sum(n * c.prompt.double() for n, c in zip(weights, trained, strict=True))
-    assert torch.allclose(state.server.prompt.double(), mean, rtol=0, atol=1e-7)
+    mean = math.fsum(weights) ** -1 * sum(n * tensor.double() for n, tensor in zip(weights, sent, strict=True))
+    assert torch.allclose(shared["prompt"].double(), mean, rtol=0, atol=1e-7)
 
     # A client predicts with the current global prompt and its own local one; who never took part, with its start.
     for client_id in (cohort[0], next(i for i in range(CLIENTS) if i not in cohort)):
-        client = data.client(client_id)
-        own = state.clients[client_id].personal
-        federation.module.load(client_id, Loadout(state.server.prompt, own or None), seed=5)
-        local = federation.module.personal.context.detach()
+        client, module = data.client(client_id), federation.fleet.work.module
+        own = state.clients[client_id].parameters if client_id in cohort else {}
+        module.load(client_id, Loadout({**shared, **own}))
+        local = module.prompts["local"].detach()
         if own:
-            assert torch.equal(local, own["context"])
-        text = federation.module.prompt(torch.stack([state.server.prompt, local])).detach()
+            assert torch.equal(local, own["local"])
+        text = module.prompts(torch.stack([shared["prompt"], local])).detach()
         plans = FedOTP().match(client.test_features, text)
         correct = int((plans.argmax(1) == client.test_labels).sum())
         assert log.evaluations[-1].clients[client_id].correct == correct
@@ -278,23 +300,25 @@ def test_the_global_prompt_travels_and_the_local_one_stays(prepared) -> None:
 
 def test_local_prompts_start_apart_and_both_prompts_learn(prepared) -> None:
     clip, data = prepared("vit")
-    federation, _ = build_federation(clip, data, FedOTP(std=0.5), CONFIG, optim=OptimConfig(0.1, 0.2, 0.0, 0.0))
-    module, starts = federation.module, []
+    optim = OptimConfig(prompt_lr=0.1, gating_lr=0.2, momentum=0.0, weight_decay=0.0)
+    federation, _ = build_federation(clip, data, FedOTP(std=0.5), CONFIG, optim=optim)
+    module, starts = federation.fleet.work.module, []
     for client_id in range(3):
-        module.load(client_id, Loadout(federation.state.server.prompt), seed=5)
-        starts.append(module.personal.context.detach().clone())
+        module.load(client_id, Loadout(federation.server.shared))
+        starts.append(module.prompts["local"].detach().clone())
     assert 0.4 < float(torch.stack(starts).std()) < 0.6
     assert not torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[1], starts[2])
     client = data.client(2)
-    before = module.export_prompt()
-    loss = module.objective.loss(module, client.train_features[:16], client.train_labels[:16])
+    before = module.export()
+    loss = module.method.loss(module, client.train_features[:16], client.train_labels[:16])
     optimizer = module.configure_optimizers()
     loss.backward()
-    gradients = [module.prompt.context.grad.clone(), module.personal.context.grad.clone()]
+    gradients = [module.prompts[name].grad.clone() for name in ("prompt", "local")]
     optimizer.step()
-    assert torch.allclose(module.export_prompt() - before, -0.1 * gradients[0], rtol=1e-4, atol=1e-7)
-    assert torch.allclose(module.personal.context.detach() - starts[2], -0.2 * gradients[1], rtol=1e-4, atol=1e-7)
+    after = module.export()
+    assert torch.allclose(after["prompt"] - before["prompt"], -0.1 * gradients[0], rtol=1e-4, atol=1e-7)
+    assert torch.allclose(after["local"] - starts[2], -0.2 * gradients[1], rtol=1e-4, atol=1e-7)
     assert all(float(gradient.abs().max()) > 1e-6 for gradient in gradients)
 
 
@@ -317,8 +341,8 @@ def test_the_command_line_compares_it_with_a_method_on_other_features(
 def test_class_specific_prompts_have_local_ones_of_their_shape(clips: dict[str, FrozenCLIP]) -> None:
     clip, method = clips["vit"], FedOTP()
     learner = PromptLearner(clip, ["cat", "dog"], PromptConfig(length=4, class_specific=True))
-    module = ClientModule(learner, method, OptimConfig(), feature_dim=48, logit_scale=clip.logit_scale)
-    assert module.personal.context.shape == (2, 4, 32)
+    module = ClientModule(clip, learner, method=method, optim=OptimConfig())
+    assert module.prompts["local"].shape == (2, 4, 32)
     images = unit(3, 4, 48, seed=1)
     with torch.no_grad():
         cached = method.logits(module, images)

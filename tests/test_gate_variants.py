@@ -23,13 +23,16 @@ from fedmoe.data import Digits, Dirichlet
 from fedmoe.errors import UserError
 from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.federation.orchestrator import Federation
+from fedmoe.federation.state import FederationState
 from fedmoe.methods import Method, PFedMoAP, PromptFL
 from fedmoe.models.functional import average_pool, pool
 from fedmoe.models.gating import LinearGate
-from fedmoe.protocol.records import ClientState, ClientUpdate, Downlink, Loadout, RoundContext
+from fedmoe.protocol.parameters import ModelSpec, Parameter, Scope, part_of, select
+from fedmoe.protocol.records import ClientState, Downlink, Loadout, RoundContext, Tensors, Update
 from fedmoe.runs.checkpoint import StateStore
-from fedmoe.seeds import derive, torch_generator
-from fedmoe.server.state import ServerState, sample_cohort
+from fedmoe.seeds import torch_generator
+from fedmoe.server.sampling import sample_cohort
+from fedmoe.server.state import ServerState
 
 CLIENTS, SEED = 5, 5
 CONFIG = FederationConfig(clients=CLIENTS, participation=0.6, rounds=4, local_epochs=1, batch_size=32)
@@ -74,19 +77,34 @@ class Recorded(PFedMoAP):
         super().__init__(**{"num_experts": 2, "gating_dim": 32, "heads": 4, **settings})
         self.down: list[Downlink] = []
         self.deployed: list[Downlink] = []
-        self.up: list[list[ClientUpdate]] = []
+        self.up: list[list[Update]] = []
 
     def configure(self, server: ServerState, client_id: int, context: RoundContext) -> Downlink:
         self.down.append(super().configure(server, client_id, context))
         return self.down[-1]
 
-    def aggregate(self, server: ServerState, updates: Sequence[ClientUpdate]) -> None:
+    def aggregate(self, server: ServerState, updates: Sequence[Update], context: RoundContext) -> None:
         self.up.append(list(updates))
-        super().aggregate(server, updates)
+        super().aggregate(server, updates, context)
 
-    def deploy(self, server: ServerState, state: ClientState, client_id: int, context: RoundContext) -> Downlink:
-        self.deployed.append(super().deploy(server, state, client_id, context))
+    def deploy(self, server: ServerState, client_id: int, context: RoundContext) -> Downlink:
+        self.deployed.append(super().deploy(server, client_id, context))
         return self.deployed[-1]
+
+
+def gate_of(tensors: Tensors) -> dict[str, Tensor]:
+    """The gate's among named tensors."""
+    return select(tensors, ["gate"])
+
+
+def without_gates(state: FederationState) -> FederationState:
+    """The state without the gates of the server and of all clients."""
+
+    def others(tensors: Tensors) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in tensors.items() if part_of(name) != "gate"}
+
+    clients = {i: replace(client, parameters=others(client.parameters)) for i, client in state.clients.items()}
+    return replace(state, server=replace(state.server, shared=others(state.server.shared)), clients=clients)
 
 
 # The linear gate
@@ -190,19 +208,26 @@ def test_neither_order_nor_the_global_generator_nor_an_interruption_changes_a_bi
     averaged = settings.get("gate_sharing") == "averaged"
     for rounds in (2, 3):  # a gate is first trained in the second
         stopped, first_log = run(embedded_clip, data, method(**settings), replace(CONFIG, rounds=rounds))
-        assert bool(stopped.state.server.extras) == averaged
-        StateStore(tmp_path / str(rounds)).save(stopped.state)
-        state = StateStore(tmp_path / str(rounds)).load()
+        shared, start = gate_of(stopped.server.shared), stopped.fleet.work.module.shared_start()
+        assert bool(shared) == averaged
+        assert any(not torch.equal(tensor, start[name]) for name, tensor in shared.items()) == averaged
+        assert stopped.server.extras == {}
+        StateStore(tmp_path / str(rounds)).save(rounds, *stopped.state.flatten())
+        state = StateStore(tmp_path / str(rounds)).load(FederationState.unflatten)
+        assert state is not None and state.round == rounds
         resumed, second_log = run(embedded_clip, data, method(**settings), state=state)
         assert differences(whole.state, resumed.state) == []
         assert results(log) == results(first_log) + results(second_log)
 
 
 class OwnPrompt(PromptFL):
-    """PromptFL's rounds; who took part predicts with the prompt that it trained last."""
+    """PromptFL's rounds; who took part predicts with the prompt that it trained last. The server keeps uploads."""
 
-    def inference(self, server: ServerState, state: ClientState, downlink: Downlink) -> Loadout:
-        return Loadout(state.prompt if state.took_part else server.prompt)
+    def parameters(self, model: ModelSpec) -> Sequence[Parameter]:
+        return [replace(part, keep=True, pool=True) for part in super().parameters(model)]
+
+    def inference(self, state: ClientState, downlink: Downlink) -> Loadout:
+        return Loadout(state.parameters if state.took_part else downlink.parameters)
 
 
 @pytest.mark.parametrize("settings", [{}, *VARIANTS[:3]])
@@ -211,7 +236,13 @@ def test_without_experts_only_the_plain_local_objective_is_left(
 ) -> None:
     plain, log = run(embedded_clip, data, OwnPrompt())
     alone, log_alone = run(embedded_clip, data, method(num_experts=0, **settings))
-    assert differences(plain.state, alone.state) == []
+    # No gate is trained: no client has one, and the server's, if it is averaged, is what it started from.
+    assert all(not gate_of(client.parameters) for client in alone.state.clients.values())
+    start = gate_of(alone.fleet.work.module.shared_start())
+    assert bool(start) == (settings.get("gate_sharing") == "averaged")
+    assert gate_of(alone.server.shared).keys() == start.keys()
+    assert all(torch.equal(alone.server.shared[name], tensor) for name, tensor in start.items())
+    assert differences(plain.state, without_gates(alone.state)) == []
     assert results(log) == results(log_alone)
     assert [e.clients for e in log.evaluations] == [e.clients for e in log_alone.evaluations]
 
@@ -222,13 +253,18 @@ def test_nothing_of_a_local_gate_is_ever_sent(embedded_clip, data: FederatedData
     federation, log = run(embedded_clip, data, ours)
     updates = [update for cohort in ours.up for update in cohort]
     assert len(updates) == 4 * 3
-    assert all(update.extras == {} and update.prompt.shape == (16, 64) for update in updates)
+    assert all(update.parameters.keys() == {"prompt"} for update in updates)
+    assert all(update.parameters["prompt"].shape == (16, 64) and update.metrics == {} for update in updates)
     assert all(update.nbytes == PROMPT_BYTES for update in updates)
-    assert all(downlink.extras == {} for downlink in [*ours.down, *ours.deployed])
-    assert federation.state.server.extras == {}
-    gated = [client for client in federation.state.clients if client.personal]
+    for downlink in [*ours.down, *ours.deployed]:
+        assert downlink.extras == {}
+        assert downlink.parameters.keys() <= {"prompt"} and downlink.experts.keys() <= {"prompt"}
+    assert federation.server.extras == {}
+    assert federation.server.shared.keys() == federation.server.pool.keys() == {"prompt"}
+    gates = [gate_of(client.parameters) for client in federation.state.clients.values()]
+    gated = [gate for gate in gates if gate]
     assert len(gated) > 1, "without a trained gate the test would show nothing"
-    assert any(not torch.equal(gated[0].personal[name], gated[1].personal[name]) for name in gated[0].personal)
+    assert any(not torch.equal(gated[0][name], gated[1][name]) for name in gated[0])
     attention = log.records[-1].attention
     assert attention is not None
     assert attention["local"] + sum(attention["experts"]) == pytest.approx(1.0, abs=1e-5)
@@ -248,11 +284,12 @@ def test_an_averaged_gate_goes_up_is_averaged_and_comes_down(
     for record, updates in zip(log.records[1:], ours.up, strict=True):
         returning = [i for i in record.cohort if i in pool]
         for client_id in record.cohort:
-            sent = next(downlinks).extras
+            sent = gate_of(next(downlinks).parameters)
             assert bool(sent) == (client_id in returning)
             if sent and gate:
                 assert all(torch.equal(sent[name], gate[name]) for name in gate)
-        uploads = {update.client_id: update.extras for update in updates if update.extras}
+        gates = {update.client_id: gate_of(update.parameters) for update in updates}
+        uploads = {client_id: sent for client_id, sent in gates.items() if sent}
         assert list(uploads) == returning
         if uploads:
             total = sum(examples[i] for i in uploads)
@@ -266,31 +303,34 @@ def test_an_averaged_gate_goes_up_is_averaged_and_comes_down(
         pool |= set(record.cohort)
         gated |= set(returning)
         each = GATE_BYTES + (2 * PROMPT_BYTES if evaluation_experts == "fresh" else 0)
+        # For an evaluation: the gate and fresh experts to clients with a gate, the prompt to those that never trained.
         assert record.bytes == {
             "down": down,
             "up": len(record.cohort) * PROMPT_BYTES + len(returning) * GATE_BYTES,
-            "evaluate_down": len(gated) * each,
+            "evaluate_down": len(gated) * each + (CLIENTS - len(pool)) * PROMPT_BYTES,
         }
     assert len(ours.up[-1]) == 3 and len(gated) > 3, "too few gates to average: the test would show little"
-    server = federation.state.server
-    assert server.extras.keys() == gate.keys()
+    server = federation.server
+    assert gate_of(server.shared).keys() == gate.keys()
     for name, tensor in gate.items():
-        torch.testing.assert_close(server.extras[name], tensor, rtol=1e-6, atol=1e-7)
-    for client_id, own in enumerate(federation.state.clients):
-        downlink = ours.deploy(server, own, client_id, RoundContext(4, (), SEED))
-        loadout = ours.inference(server, own, downlink)
-        assert loadout.personal is (server.extras if client_id in gated else None)
+        torch.testing.assert_close(server.shared[name], tensor, rtol=1e-6, atol=1e-7)
+    for client_id in range(CLIENTS):
+        own = federation.state.clients.get(client_id, ClientState())
+        downlink = ours.deploy(server, client_id, RoundContext(4, (), SEED))
+        used = gate_of(ours.inference(own, downlink).parameters)
+        assert used.keys() == (gate.keys() if client_id in gated else set())
+        assert all(tensor is server.shared[name] for name, tensor in used.items())
 
 
 def test_the_common_start_of_an_averaged_gate_comes_from_the_server(embedded_clip, data: FederatedData) -> None:
     ours = Recorded(gate_sharing="averaged")
     run(embedded_clip, data, ours, replace(CONFIG, participation=1.0, rounds=2))
-    first = [downlink.extras for downlink in ours.down if downlink.extras]
+    first = [gate_of(downlink.parameters) for downlink in ours.down if gate_of(downlink.parameters)]
     assert len(first) == CLIENTS
     assert all(torch.equal(first[0][name], sent[name]) for sent in first for name in first[0])
     other = Recorded(gate_sharing="averaged")
     run(embedded_clip, data, other, replace(CONFIG, participation=1.0, rounds=2), seed=6)
-    assert not torch.equal(first[0]["query.weight"], other.down[-1].extras["query.weight"])
+    assert not torch.equal(first[0]["gate.query.weight"], other.down[-1].parameters["gate.query.weight"])
 
 
 class CommonStart(PFedMoAP):
@@ -298,8 +338,13 @@ class CommonStart(PFedMoAP):
 
     seed = SEED
 
-    def build_personal(self, prompt_shape: torch.Size, feature_dim: int, seed: int) -> nn.Module:
-        return super().build_personal(prompt_shape, feature_dim, derive(self.seed, "gate"))
+    def parameters(self, model: ModelSpec) -> Sequence[Parameter]:
+        prompt, gate, experts = super().parameters(model)
+        assert (gate.name, gate.scope) == ("gate", Scope.PERSONAL)
+        start = gate.start
+        assert start is not None
+        common = replace(gate, start=lambda own: start(torch_generator(self.seed, "gate")))
+        return [prompt, common, experts]
 
 
 @pytest.mark.parametrize("gate", ["attention", "linear"])
@@ -315,11 +360,11 @@ def test_where_one_client_trains_the_gate_the_averaged_one_is_its_own(
     common.seed = seed
     local, log = run(embedded_clip, data, common, config, seed=seed)
     averaged, log_averaged = run(embedded_clip, data, PFedMoAP(**settings, gate_sharing="averaged"), config, seed=seed)
-    own, shared = local.state.clients[0].personal, averaged.state.server.extras
-    assert own.keys() == shared.keys()
+    own, shared = gate_of(local.state.clients[0].parameters), gate_of(averaged.server.shared)
+    assert own and own.keys() == shared.keys()
     assert all(torch.equal(own[name], shared[name]) for name in own)
-    averaged.state.server.extras = {}
-    assert differences(local.state, averaged.state) == []
+    assert not gate_of(local.state.clients[1].parameters)
+    assert differences(without_gates(local.state), without_gates(averaged.state)) == []
     assert [e.clients for e in log.evaluations] == [e.clients for e in log_averaged.evaluations]
 
 
@@ -332,7 +377,7 @@ def test_with_more_clients_averaged_and_local_gates_part(embedded_clip, data: Fe
     assert log.records[1].accuracy == log_averaged.records[1].accuracy
     assert log.records[2].accuracy != log_averaged.records[2].accuracy
     assert log.records[3].train_loss != log_averaged.records[3].train_loss
-    assert not torch.equal(local.state.server.prompt, averaged.state.server.prompt)
+    assert not torch.equal(local.server.shared["prompt"], averaged.server.shared["prompt"])
 
 
 @pytest.mark.parametrize("settings", [{"gate": "linear"}, {"pooling": "average"}])
@@ -340,7 +385,7 @@ def test_another_gate_is_another_run(embedded_clip, data: FederatedData, setting
     config = replace(CONFIG, participation=1.0, rounds=2)
     one, _ = run(embedded_clip, data, method(), config)
     other, _ = run(embedded_clip, data, method(**settings), config)
-    assert not torch.equal(one.state.server.prompt, other.state.server.prompt)
+    assert not torch.equal(one.server.shared["prompt"], other.server.shared["prompt"])
 
 
 def test_at_the_full_width_nothing_is_pooled(embedded_clip, data: FederatedData) -> None:

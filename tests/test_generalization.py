@@ -15,12 +15,15 @@ from fedmoe.config import PromptConfig
 from fedmoe.data import Digits, Dirichlet
 from fedmoe.data.partition import partition_dataset
 from fedmoe.data.subset import SubsetConfig
+from fedmoe.federation.restore import read_state
+from fedmoe.federation.state import FederationState
 from fedmoe.io import read_jsonl
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.functional import moe_logits
 from fedmoe.models.gating import AttentionGate
 from fedmoe.models.prompt import PromptLearner
-from fedmoe.runs.checkpoint import FederationState, StateStore
+from fedmoe.protocol.parameters import select
+from fedmoe.runs.checkpoint import StateStore
 
 BASE, CLIENTS, LATE = 6, 6, 2
 NAMES = Digits().class_names
@@ -62,7 +65,7 @@ def evaluation(run: Path, *more: str) -> dict:
 
 
 def kept(run: Path) -> FederationState:
-    state = StateStore(run / "state").load()
+    state = read_state(StateStore(run / "state"))
     assert state is not None
     return state
 
@@ -103,10 +106,12 @@ def test_pfedmoap_on_base_and_novel_classes(folder: Path, embedded_clip: FrozenC
     for client_id in range(CLIENTS - LATE):
         own = state.clients[client_id]
         gate = AttentionGate(embedded_clip.feature_dim)
-        gate.load_state_dict(dict(own.personal))
-        pool = {i: prompt for i, prompt in state.server.pool.items() if i != client_id}
-        nearest = sorted(pool, key=lambda i: float((pool[i] - state.server.pool[client_id]).norm()))[:2]
-        prompts = torch.stack([own.prompt, *(pool[i] for i in nearest)])
+        trained = {name.removeprefix("gate."): tensor for name, tensor in select(own.parameters, ["gate"]).items()}
+        gate.load_state_dict(trained)
+        entries = state.server.pool["prompt"]
+        pool = {i: prompt for i, prompt in entries.items() if i != client_id}
+        nearest = sorted(pool, key=lambda i: float((pool[i] - entries[client_id]).norm()))[:2]
+        prompts = torch.stack([own.parameters["prompt"], *(pool[i] for i in nearest)])
         for name, first, last in (("base", 0, BASE), ("novel", BASE, 10)):
             chosen = (labels >= first) & (labels < last)
             learner = PromptLearner(embedded_clip, NAMES[first:last], PromptConfig(text_pass="full"))
@@ -131,7 +136,7 @@ def test_own_classes_are_those_a_client_trained_on(
     features, labels = test_images
     learner = PromptLearner(embedded_clip, NAMES[:BASE], PromptConfig())
     with torch.no_grad():
-        text = learner(state.server.prompt)
+        text = learner(state.server.shared["prompt"])
     expected = []
     for client_id in range(CLIENTS - LATE):
         classes = counts[client_id].nonzero()[:, 0]
@@ -147,7 +152,7 @@ def test_late_clients_take_no_part(folder: Path) -> None:
     late = {CLIENTS - 2, CLIENTS - 1}
     assert all(not late & set(record["cohort"]) for record in rounds)
     assert all(record["cohort"] == [0, 1, 2, 3] for record in rounds[1:])
-    assert set(state.server.pool) == {0, 1, 2, 3}
+    assert set(state.server.pool["prompt"]) == {0, 1, 2, 3}
     last = [line for line in read_jsonl(run / "clients.jsonl") if line["round"] == 3]
     assert [line["accuracy"] is None for line in last] == [False] * 4 + [True] * 2
     mean = sum(line["accuracy"] for line in last[:4]) / 4
@@ -169,7 +174,7 @@ def test_a_client_that_joins(folder: Path, embedded_clip: FrozenCLIP) -> None:
     state = kept(run)
     learner = PromptLearner(embedded_clip, NAMES[:BASE], PromptConfig())
     with torch.no_grad():
-        text = learner(state.server.prompt)
+        text = learner(state.server.shared["prompt"])
     split = Digits(subset=SubsetConfig(classes=BASE)).test
     parts = partition_dataset(Digits(subset=SubsetConfig(classes=BASE)), Dirichlet(), CLIENTS, seed=0)
     shares = []

@@ -81,7 +81,7 @@ def case(request: pytest.FixtureRequest, text_pass: str, golden_clips: dict[str,
         clip.feature_dim, settings["gating_dim"], settings["gating_heads"], settings["attention_scale"]
     )
     with torch.no_grad():
-        learner.context.copy_(golden["ctx"])
+        learner["prompt"].copy_(golden["ctx"])
         experts = learner(golden["experts"])
     made = Case(settings, golden, config, clip, learner, gate, clip.encode_image(golden["images"]), experts)
     with torch.no_grad():
@@ -120,8 +120,8 @@ def test_forward(case: Case) -> None:
 def check_gradients(case: Case, context: float, gate: float) -> None:
     """Compare gradients with the release's, within those tolerances."""
     case.loss().backward()
-    assert case.learner.context.grad is not None
-    assert difference(case.learner.context.grad, case.golden["grad.ctx"]) < context
+    assert case.learner["prompt"].grad is not None
+    assert difference(case.learner["prompt"].grad, case.golden["grad.ctx"]) < context
     gradients = {name: parameter.grad for name, parameter in case.gate_parameters()}
     largest = torch.stack([gradient.abs().max() for gradient in gradients.values()]).max()
     for name, gradient in gradients.items():
@@ -143,7 +143,7 @@ def test_gradients_without_rounding_of_our_own(case: Case) -> None:
     clip = deepcopy(case.clip).double()
     learner = PromptLearner(clip, case.settings["class_names"], case.config).double()
     with torch.no_grad():
-        learner.context.copy_(case.golden["ctx"])
+        learner["prompt"].copy_(case.golden["ctx"])
         experts = learner(case.golden["experts"].double())
     images = clip.encode_image(case.golden["images"].double())
     check_gradients(
@@ -157,7 +157,7 @@ def test_after_sgd(case: Case) -> None:
     settings, golden = case.settings, case.golden
     optimizer = torch.optim.SGD(
         [
-            {"params": [case.learner.context], "lr": settings["prompt_lr"]},
+            {"params": [case.learner["prompt"]], "lr": settings["prompt_lr"]},
             {"params": list(case.gate.parameters()), "lr": settings["gating_lr"]},
         ],
         momentum=settings["momentum"],
@@ -171,7 +171,7 @@ def test_after_sgd(case: Case) -> None:
         optimizer.step()
         losses.append(loss.detach())
     assert difference(torch.stack(losses), golden["after.losses"]) < 1e-5
-    assert difference(case.learner.context.detach(), golden["after.ctx"]) < 1e-5
+    assert difference(case.learner["prompt"].detach(), golden["after.ctx"]) < 1e-5
     for name, parameter in case.gate_parameters():
         assert difference(stored(parameter.detach()), golden[f"after.{name}"]) < 1e-5, name
     with torch.no_grad():

@@ -24,6 +24,7 @@ from fork_server import ForkServer
 
 from fedmoe import __version__
 from fedmoe.cli import main
+from fedmoe.federation.restore import read_state
 from fedmoe.io import read_jsonl
 from fedmoe.runs.checkpoint import StateStore
 
@@ -78,7 +79,7 @@ def assert_same(folder: Path, whole: Path) -> None:
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
     untimed = [[{**line, "seconds": None} for line in read_jsonl(path / "rounds.jsonl")] for path in (folder, whole)]
     assert untimed[0] == untimed[1]
-    states = [StateStore(path / "state").load() for path in (folder, whole)]
+    states = [read_state(StateStore(path / "state")) for path in (folder, whole)]
     assert differences(*(state for state in states if state is not None)) == []
     summaries = [json.loads((path / "summary.json").read_text()) for path in (folder, whole)]
     assert summaries[0]["accuracy"] == summaries[1]["accuracy"]
@@ -105,7 +106,7 @@ def test_killed_at_random_moments_again_and_again(server: ForkServer, cache: Pat
         timer.cancel()
         assert code in (0, 130, -sign), log.read_text()[-3000:]
         survived += code != 0
-        state = StateStore(tmp_path / "run" / "state").load()
+        state = read_state(StateStore(tmp_path / "run" / "state"))
         finished = read_jsonl(tmp_path / "run" / "rounds.jsonl") if (tmp_path / "run" / "rounds.jsonl").exists() else []
         assert state is None or len(finished) >= state.round + 1  # each checkpointed round is on record
         inside += len(finished) > reached  # it was killed between two rounds, or in one
@@ -201,11 +202,11 @@ def test_a_folder_of_a_later_format_is_refused(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
-    (folder / "run.json").write_text('{"format": 2, "fedmoe": "9.9"}')
+    (folder / "run.json").write_text('{"format": 3, "fedmoe": "9.9"}')
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     capsys.readouterr()
     assert main([*command, str(folder)]) == 2
-    told = f"says format 2, written by fedmoe 9.9; this is fedmoe {__version__}, which reads format 1."
+    told = f"says format 3, written by fedmoe 9.9; this is fedmoe {__version__}, which reads format 2."
     assert told in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -18,6 +18,7 @@ from fedmoe.config import ClipConfig, FederationConfig
 from fedmoe.data.base import DataSet, RawData, Split
 from fedmoe.data.partition import ClientIndices
 from fedmoe.features.client_data import FederatedData
+from fedmoe.federation.fleet import LocalFleet
 from fedmoe.methods import PFedMoAP
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.seeds import torch_generator
@@ -73,9 +74,9 @@ def test_a_client_costs_half_a_megabyte_at_most(wide_clip: FrozenCLIP) -> None:
     data = FederatedData(TwoColours(), clients, features, features)
     config = FederationConfig(clients=CLIENTS, rounds=2, local_epochs=1)
     federation, _ = build_federation(wide_clip, data, PFedMoAP(9), config)
-    federation.state.round = 1  # as if each had uploaded a prompt in the first round
+    federation.rounds_done = 1  # as if each had uploaded a prompt in the first round
     pool = torch.randn(CLIENTS, 16, 512, generator=torch_generator(1))
-    federation.state.server.pool = {i: prompt.clone() for i, prompt in enumerate(pool)}
+    federation.server.pool["prompt"] = {i: prompt.clone() for i, prompt in enumerate(pool)}
     del pool
     gc.collect()
     towers = sum(type(thing) is FrozenCLIP for thing in gc.get_objects())
@@ -83,7 +84,8 @@ def test_a_client_costs_half_a_megabyte_at_most(wide_clip: FrozenCLIP) -> None:
     federation.round(2)
     grown = resident() - before
     state = federation.state
-    assert all(client.took_part and client.personal for client in state.clients)
+    assert len(state.clients) == CLIENTS
+    assert all(client.took_part and "gate.query.weight" in client.parameters for client in state.clients.values())
     tensors, _ = state.flatten()
     kept = storage_bytes(tensors.values())
     # The prompt, and the gate's 66,048 parameters: the pool entry is the same tensor as the client's prompt.
@@ -94,5 +96,7 @@ def test_a_client_costs_half_a_megabyte_at_most(wide_clip: FrozenCLIP) -> None:
     assert sum(type(thing) is FrozenCLIP for thing in gc.get_objects()) == towers
     clip_parameters = {parameter.data_ptr() for parameter in wide_clip.parameters()}
     assert not clip_parameters & {tensor.data_ptr() for tensor in tensors.values()}
-    assert not any(parameter.data_ptr() in clip_parameters for parameter in federation.module.parameters())
+    assert isinstance(federation.fleet, LocalFleet)
+    module = federation.fleet.work.module
+    assert not any(parameter.data_ptr() in clip_parameters for parameter in module.parameters())
     print(f"a client: {kept / CLIENTS / MEGABYTE:.3f} MB of state, {grown / CLIENTS / MEGABYTE:.3f} MB of the process")

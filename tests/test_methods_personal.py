@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from federation_helpers import Backwards, Log, build_federation, differences, results
+from federation_helpers import Backwards, Log, build_federation, build_module, differences, results
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,12 +25,13 @@ from fedmoe.data import Digits, Dirichlet
 from fedmoe.errors import UserError
 from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.federation.orchestrator import Federation
+from fedmoe.federation.state import FederationState, fresh_server
 from fedmoe.methods import CoOp, FedAMP, FedPer, FedPGP, Method, PromptFL, PromptFLFT
 from fedmoe.methods.fedamp import message_weights
-from fedmoe.methods.fedpgp import LowRank, contrastive
+from fedmoe.methods.fedpgp import contrastive
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
-from fedmoe.protocol.records import ClientState, Downlink, Loadout, RoundContext
+from fedmoe.protocol.records import ClientState, Downlink, Loadout, RoundContext, Update
 from fedmoe.runs.checkpoint import StateStore
 from fedmoe.seeds import torch_generator
 from fedmoe.server.state import ServerState
@@ -79,8 +81,9 @@ def test_neither_order_nor_the_global_generator_nor_an_interruption_changes_a_bi
     first, first_log = build(embedded_clip, data, make())
     first_log.on_round_end(first, first._before_training())
     first_log.on_round_end(first, first.round(1))
-    StateStore(tmp_path).save(first.state)
-    state = StateStore(tmp_path).load()
+    StateStore(tmp_path).save(1, *first.state.flatten())
+    state = StateStore(tmp_path).load(FederationState.unflatten)
+    assert state is not None and state.round == 1
     resumed, second_log = run(embedded_clip, data, make(), state=state)
     assert differences(whole.state, resumed.state) == []
     assert results(log) == results(first_log) + results(second_log)
@@ -114,14 +117,14 @@ def test_fine_tuning_is_a_local_fit_from_the_global_prompt(embedded_clip: Frozen
     assert before[1] == after[1]
     assert all(tensor is after[0][name] for name, tensor in before[0].items())
 
-    module = federation.module
+    work = federation.fleet.work
     for client_id in range(CLIENTS):
         client = data.client(client_id)
-        module.load(client_id, Loadout(federation.state.server.prompt), seed=5)
+        work.module.load(client_id, Loadout(federation.server.shared))
         batches = client.training_batches(32, torch_generator(5, "fine-tune batches", 3, client_id))
-        light_trainer(federation.runtime, max_epochs=2).fit(module, batches)
+        light_trainer(work.runtime, max_epochs=2).fit(work.module, batches)
         with torch.no_grad():
-            logits = embedded_clip.logit_scale * client.test_features @ module.prompt().T
+            logits = embedded_clip.logit_scale * client.test_features @ work.module.prompts().T
         correct = int((logits.argmax(1) == client.test_labels).sum())
         assert log.evaluations[-1].clients[client_id].correct == correct
 
@@ -134,46 +137,55 @@ def test_fine_tuning_needs_an_epoch() -> None:
 # FedPer
 
 
-def test_fedper_joins_averages_and_keeps_by_hand() -> None:
+def joined(module: ClientModule, loadout: Loadout) -> Tensor:
+    """The prompt that a client classifies with after the load."""
+    module.load(0, loadout)
+    return module.method.prompt(module).detach().clone()
+
+
+def test_fedper_joins_averages_and_keeps_by_hand(tiny_clip: Callable[..., FrozenCLIP]) -> None:
+    clip = tiny_clip(text_width=2, text_heads=1)
+    method, context = FedPer(personal_vectors=1), RoundContext(1, (0, 1), 0)
+    module = ClientModule(clip, PromptLearner(clip, ["cat", "dog"], PromptConfig(length=4)), method=method)
     start = torch.arange(4.0).unsqueeze(1).expand(4, 2)  # l = 4, w = 2, row i holds i
-    method, server, context = FedPer(personal_vectors=1), ServerState(start), RoundContext(1, (0, 1), 0)
-    own = ClientState(torch.full((4, 2), 7.0))
+    server = fresh_server(module.declared, {"prompt": start[:3]})
+    own = ClientState({"own": torch.full((1, 2), 7.0)})
     downlink = method.configure(server, 0, context)
     assert downlink.nbytes == 3 * 2 * 4
-    assert method.start(own, downlink).prompt[:, 0].tolist() == [0, 1, 2, 7]
-
-    class Client:
-        client_id = 0
-
-        def __init__(self, value: float) -> None:
-            self.value = value
-
-        def export_prompt(self) -> torch.Tensor:
-            return torch.full((4, 2), self.value)
-
-        def export_personal(self) -> dict:
-            return {}
+    assert joined(module, method.start(own, downlink))[:, 0].tolist() == [0, 1, 2, 7]
 
     updates = []
     for client_id, (value, examples) in enumerate([(1.0, 30), (5.0, 10)]):
-        client = Client(value)
-        client.client_id = client_id
-        update, kept = method.finish(client, own, downlink, examples)
-        assert update.prompt.tolist() == [[value, value]] * 3
+        module.load(client_id, method.start(own, downlink))
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.fill_(value)  # in place of training
+        assert method.prompt(module).tolist() == [[value, value]] * 4
+        update, kept = method.finish(module, own, downlink, examples)
+        assert update.client_id == client_id
+        assert update.parameters.keys() == {"prompt"}
+        assert update.parameters["prompt"].tolist() == [[value, value]] * 3
         assert update.nbytes == 3 * 2 * 4
-        assert kept.prompt.tolist() == [[value, value]] * 4
+        assert kept.parameters.keys() == {"own"}
+        assert kept.parameters["own"].tolist() == [[value, value]] * 1
         updates.append(update)
-    method.aggregate(server, updates)
-    assert server.prompt.tolist() == [[2.0, 2.0]] * 3  # (30 * 1 + 10 * 5) / 40
-    assert method.configure(server, 1, context).prompt.tolist() == [[2.0, 2.0]] * 3
-    assert method.inference(server, own, Downlink(None)).prompt[:, 0].tolist() == [2, 2, 2, 7]
+    method.aggregate(server, updates, context)
+    assert server.shared["prompt"].tolist() == [[2.0, 2.0]] * 3  # (30 * 1 + 10 * 5) / 40
+    assert method.configure(server, 1, context).parameters["prompt"].tolist() == [[2.0, 2.0]] * 3
+    loadout = method.inference(own, method.deploy(server, 0, context))
+    assert joined(module, loadout)[:, 0].tolist() == [2, 2, 2, 7]
 
 
-def test_fedper_shares_the_first_half_of_class_specific_prompts_too() -> None:
-    prompts = torch.randn(3, 4, 2, generator=torch_generator(1))  # [C, l, w]
-    shared = FedPer().shared(prompts)
-    assert torch.equal(shared, prompts[:, :2])
-    assert torch.equal(FedPer().join(shared, prompts), prompts)
+def test_fedper_shares_the_first_half_of_class_specific_prompts_too(tiny_clip: Callable[..., FrozenCLIP]) -> None:
+    clip = tiny_clip()
+    learner = PromptLearner(clip, ["cat", "dog", "bird"], PromptConfig(length=4, class_specific=True))
+    prompts = learner.start.clone()  # [C, l, w]
+    assert prompts.shape == (3, 4, clip.token_width)
+    module = ClientModule(clip, learner, method=FedPer())
+    shared = module.shared_start()
+    assert shared.keys() == {"prompt"}
+    assert torch.equal(shared["prompt"], prompts[:, :2])
+    assert torch.equal(joined(module, Loadout(shared)), prompts)
 
 
 def test_fedper_without_personal_vectors_is_promptfl(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
@@ -186,39 +198,66 @@ def test_fedper_without_personal_vectors_is_promptfl(embedded_clip: FrozenCLIP, 
 def test_fedper_with_all_vectors_personal_is_local_training(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
     local, log = run(embedded_clip, data, LocalRounds())
     fedper, log_fedper = run(embedded_clip, data, FedPer(personal_vectors=16))
-    assert differences(local.state, fedper.state) == []
+    clients = fedper.state.clients  # the same but for the name of the prompt
+    assert all(client.parameters.keys() == {"own"} for client in clients.values())
+    renamed = {i: replace(client, parameters={"prompt": client.parameters["own"]}) for i, client in clients.items()}
+    assert differences(local.state, replace(fedper.state, clients=renamed)) == []
     assert results(log) == results(log_fedper)
     assert all(record.bytes == {"down": 0, "up": 0, "evaluate_down": 0} for record in log_fedper.records)
 
 
+class Recorded(FedPer):
+    """Keeps the last round's uploads."""
+
+    uploads: Sequence[Update] = ()
+
+    def aggregate(self, server: ServerState, updates: Sequence[Update], context: RoundContext) -> None:
+        self.uploads = updates
+        super().aggregate(server, updates, context)
+
+
 def test_fedper_in_between(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
-    federation, log = run(embedded_clip, data, FedPer(personal_vectors=6), config=replace(CONFIG, participation=1.0))
-    prompts = [client.prompt for client in federation.state.clients]
-    server = federation.state.server
-    assert server.prompt.shape == (10, 64)
+    method = Recorded(personal_vectors=6)
+    federation, log = run(embedded_clip, data, method, config=replace(CONFIG, participation=1.0))
+    server, clients = federation.server, federation.state.clients
+    assert [update.client_id for update in method.uploads] == list(clients) == list(range(CLIENTS))
+    prompts = [
+        torch.cat([update.parameters["prompt"], clients[i].parameters["own"]])
+        for i, update in enumerate(method.uploads)
+    ]
+    assert all(prompt.shape == (16, 64) for prompt in prompts)
+    assert server.shared["prompt"].shape == (10, 64)
     examples = [len(data.client(i).train_labels) for i in range(CLIENTS)]
     mean = sum(n * prompt[:10].double() for n, prompt in zip(examples, prompts, strict=True)) / sum(examples)
-    assert torch.allclose(server.prompt.double(), mean, rtol=0, atol=1e-7)
+    assert torch.allclose(server.shared["prompt"].double(), mean, rtol=0, atol=1e-7)
     for record in log.records[1:]:
-        sent = CLIENTS * 10 * VECTOR_BYTES
-        assert record.bytes == {"down": sent, "up": sent, "evaluate_down": 0}
-    drift = math.fsum(float((prompt[:10].double() - server.prompt.double()).norm()) for prompt in prompts) / CLIENTS
+        sent = CLIENTS * 10 * VECTOR_BYTES  # ten vectors to and from each client, and again to each for its evaluation
+        assert record.bytes == {"down": sent, "up": sent, "evaluate_down": sent}
+    assert log.records[0].bytes == {"down": 0, "up": 0, "evaluate_down": sent}
+    current = server.shared["prompt"].double()
+    drift = math.fsum(float((prompt[:10].double() - current).norm()) for prompt in prompts) / CLIENTS
     assert log.records[-1].prompt_drift == pytest.approx(drift, rel=1e-9)
     assert all(not torch.equal(prompts[0][10:], prompt[10:]) for prompt in prompts[1:])
-    loadout = federation.method.inference(server, federation.state.clients[2], Downlink(None))
-    assert torch.equal(loadout.prompt, torch.cat([server.prompt, prompts[2][10:]]))
+    loadout = method.inference(clients[2], method.deploy(server, 2, RoundContext(3, (), 5)))
+    expected = torch.cat([server.shared["prompt"], prompts[2][10:]])
+    assert torch.equal(joined(federation.fleet.work.module, loadout), expected)
 
 
 def test_fedper_refuses_more_vectors_than_there_are(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
     with pytest.raises(UserError, match=r"method\.personal_vectors is -1; valid is an integer of at least 0"):
         FedPer(personal_vectors=-1)
-    federation, log = build(embedded_clip, data, FedPer(personal_vectors=17))
+    log = Log()
     with pytest.raises(UserError, match=r"personal_vectors is 17, but the prompt has 16 .* valid is 0 to 16"):
-        federation.run()
+        build(embedded_clip, data, FedPer(personal_vectors=17), callbacks=[log])[0].run()
     assert log.records == []
 
 
 # FedAMP
+
+
+def pooled(start: Tensor, pool: dict[int, Tensor]) -> ServerState:
+    """A server that has had these uploads of the prompt."""
+    return ServerState({"prompt": start}, {"prompt": pool}, frozenset({"prompt"}))
 
 
 def test_fedamps_messages_by_hand() -> None:
@@ -227,41 +266,40 @@ def test_fedamps_messages_by_hand() -> None:
     weights = message_weights(pool, 1, sigma=2.0, alpha=0.5)
     near, far = math.exp(-1 / 2) / 4, math.exp(-4 / 2) / 4
     assert weights == {0: pytest.approx(near), 1: pytest.approx(1 - near - far), 2: pytest.approx(far)}
-    server = ServerState(torch.zeros(1, 1), pool)
+    server = pooled(torch.zeros(1, 1), pool)
     downlink = FedAMP(sigma=2.0, alpha=0.5).configure(server, 1, RoundContext(2, (1,), 0))
-    assert downlink.prompt is not None
-    assert downlink.prompt.item() == pytest.approx(1 - near - far + 3 * far, rel=1e-6)
+    mixture = downlink.extras["mixture"]
+    assert mixture.item() == pytest.approx(1 - near - far + 3 * far, rel=1e-6)
     assert downlink.nbytes == 4 + 4  # the mixture of one number, and alpha
     # The server's step is alpha down the gradient of the attentive term: A'(x) (w_i - w_j) for each j.
     step = 0.5 * (math.exp(-1 / 2) / 2 * (1 - 0) + math.exp(-4 / 2) / 2 * (1 - 3))
-    assert downlink.prompt.item() == pytest.approx(1 - step, rel=1e-6)
+    assert mixture.item() == pytest.approx(1 - step, rel=1e-6)
 
 
 def test_fedamps_default_step_averages_equal_prompts_and_leaves_distant_ones() -> None:
     method, context = FedAMP(sigma=1.0), RoundContext(2, (0,), 0)
     near = {0: torch.zeros(2, 3), 1: torch.full((2, 3), 1e-4), 2: torch.full((2, 3), 2e-4)}
-    downlink = method.configure(ServerState(torch.zeros(2, 3), near), 0, context)
-    assert downlink.prompt is not None
-    assert torch.allclose(downlink.prompt, torch.full((2, 3), 1e-4), rtol=1e-5)
+    downlink = method.configure(pooled(torch.zeros(2, 3), near), 0, context)
+    assert torch.allclose(downlink.extras["mixture"], torch.full((2, 3), 1e-4), rtol=1e-5)
     distant = {i: torch.full((2, 3), 100.0 * i + 1) for i in range(3)}
-    downlink = method.configure(ServerState(torch.zeros(2, 3), distant), 0, context)
-    assert downlink.prompt is not None
-    assert torch.equal(downlink.prompt, distant[0])
+    downlink = method.configure(pooled(torch.zeros(2, 3), distant), 0, context)
+    assert torch.equal(downlink.extras["mixture"], distant[0])
 
 
 def test_fedamps_pull_by_hand(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
     method = FedAMP(sigma=2.0, alpha=0.25, lmbda=0.3)
-    federation, _ = build(embedded_clip, data, method)
-    own = federation.state.clients[0]
+    module = build_module(embedded_clip, data, method)
+    own = ClientState(module.shared_start(), rounds_seen=1)
+    assert own.parameters["prompt"].shape == (16, 64)
     features, labels = data.client(0).train_features[:8], data.client(0).train_labels[:8]
-    reference = own.prompt + 0.5
-    downlink = Downlink(reference, extras={"alpha": torch.tensor(0.25)})
+    mixture = own.parameters["prompt"] + 0.5
+    downlink = Downlink(extras={"mixture": mixture, "alpha": torch.tensor(0.25)})
     losses = {}
-    for name, sent in {"pulled": downlink, "free": Downlink(None)}.items():
+    for name, sent in {"pulled": downlink, "free": Downlink()}.items():
         loadout = method.start(own, sent)
-        assert loadout.prompt is own.prompt
-        federation.module.load(0, loadout, seed=5)
-        losses[name] = float(method.loss(federation.module, features, labels).detach())
+        assert loadout.parameters["prompt"] is own.parameters["prompt"]
+        module.load(0, loadout)
+        losses[name] = float(method.loss(module, features, labels).detach())
     # lambda / (2 alpha) = 0.6, times 16 * 64 squares of 0.5
     assert losses["pulled"] - losses["free"] == pytest.approx(0.6 * 16 * 64 * 0.25, rel=1e-5)
 
@@ -269,8 +307,10 @@ def test_fedamps_pull_by_hand(embedded_clip: FrozenCLIP, data: FederatedData) ->
 def test_fedamp_without_the_attentive_term_is_local_training(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
     local, log = run(embedded_clip, data, LocalRounds())
     fedamp, log_fedamp = run(embedded_clip, data, FedAMP(lmbda=0.0))
-    for one, other in zip(local.state.clients, fedamp.state.clients, strict=True):
-        assert torch.equal(one.prompt, other.prompt)
+    assert len(local.state.clients) >= 3
+    assert local.state.clients.keys() == fedamp.state.clients.keys()
+    for client_id, client in local.state.clients.items():
+        assert torch.equal(client.parameters["prompt"], fedamp.state.clients[client_id].parameters["prompt"])
     assert [e.clients for e in log.evaluations] == [e.clients for e in log_fedamp.evaluations]
 
 
@@ -278,7 +318,8 @@ def test_fedamp_draws_clients_together_and_costs_a_prompt_each_way(
     embedded_clip: FrozenCLIP, data: FederatedData
 ) -> None:
     def spread(federation: Federation) -> float:
-        prompts = torch.stack([client.prompt for client in federation.state.clients])
+        prompts = torch.stack([client.parameters["prompt"] for client in federation.state.clients.values()])
+        assert len(prompts) == CLIENTS
         return float((prompts - prompts.mean(0)).norm())
 
     config = replace(CONFIG, participation=1.0)
@@ -325,27 +366,28 @@ def test_fedpgp_is_the_release(golden_clips: dict[str, FrozenCLIP]) -> None:
     learner = PromptLearner(clip, names, PromptConfig(length=length))
     rate = settings["prompt_lr"]
     module = ClientModule(
+        clip,
         learner,
-        method,
-        OptimConfig(rate, rate, settings["momentum"], settings["weight_decay"]),
-        feature_dim=clip.feature_dim,
-        logit_scale=clip.logit_scale,
+        method=method,
+        optim=OptimConfig(
+            prompt_lr=rate, gating_lr=rate, momentum=settings["momentum"], weight_decay=settings["weight_decay"]
+        ),
         constants=method.constants(clip, names, "a {class}"),
     )
     assert torch.equal(learner.token_ids, golden["token_ids"].long())
     images, labels = clip.encode_image(golden["images"]), golden["labels"].long()
-    module.load(0, Loadout(golden["sigma"], {"U": golden["U"], "V": golden["V"]}), seed=0)
-    low_rank = module.personal
-    assert isinstance(low_rank, LowRank)
+    module.load(0, Loadout({"prompt": golden["sigma"], "U": golden["U"], "V": golden["V"]}))
+    assert list(module.prompts.learned) == ["prompt", "U", "V"]
 
     with torch.no_grad():
-        assert difference(module.text_features(), golden["text_global"]) < 1e-5
+        assert difference(module.text_features(module.prompts["prompt"]), golden["text_global"]) < 1e-5
+        assert difference(module.text_features(), golden["text_personal"]) < 1e-5
         assert difference(learner(golden["sigma"] + golden["U"] @ golden["V"]), golden["text_personal"]) < 1e-5
         assert difference(module.constants["template"], golden["text_template"]) < 1e-5
         assert difference(method.logits(module, images), golden["logits"]) < 1e-5
     assert difference(method.logits(module, images), golden["logits"]) < 1e-5  # with gradient, without the cache
 
-    parameters = {"sigma": learner.context, "U": low_rank.U, "V": low_rank.V}
+    parameters = {"sigma": learner["prompt"], "U": learner["U"], "V": learner["V"]}
     optimizer, losses = module.configure_optimizers(), []
     for step in range(settings["steps"]):
         loss = method.loss(module, images, labels)
@@ -378,9 +420,11 @@ def test_fedpgps_contrastive_term_by_hand() -> None:
 def test_fedpgp_without_personal_part_and_contrast_is_promptfl(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
     promptfl, log = run(embedded_clip, data, PromptFL())
     fedpgp, log_fedpgp = run(embedded_clip, data, FedPGP(mu=0.0, std=0.0))
-    assert torch.equal(promptfl.state.server.prompt, fedpgp.state.server.prompt)
+    assert torch.equal(promptfl.server.shared["prompt"], fedpgp.server.shared["prompt"])
     assert results(log) == results(log_fedpgp)
-    assert all(not t.any() for client in fedpgp.state.clients for t in client.personal.values())
+    kept = [client.parameters for client in fedpgp.state.clients.values()]
+    assert len(kept) >= 3 and all(parameters.keys() == {"U", "V"} for parameters in kept)
+    assert all(not tensor.any() for parameters in kept for tensor in parameters.values())
 
 
 def test_fedpgp_sends_the_global_prompt_and_keeps_the_personal_part(
@@ -388,15 +432,18 @@ def test_fedpgp_sends_the_global_prompt_and_keeps_the_personal_part(
 ) -> None:
     federation, log = run(embedded_clip, data, FedPGP(rank=3))
     sent = 3 * 16 * VECTOR_BYTES  # three of five clients
-    assert all(record.bytes == {"down": sent, "up": sent, "evaluate_down": 0} for record in log.records[1:])
-    trained = [client for client in federation.state.clients if client.took_part]
-    assert {name: tensor.shape for name, tensor in trained[0].personal.items()} == {"U": (16, 3), "V": (3, 64)}
-    assert not torch.equal(trained[0].personal["U"], trained[1].personal["U"])
-    client_id = federation.state.clients.index(trained[0])
-    prompt = federation.state.server.prompt + trained[0].personal["U"] @ trained[0].personal["V"]
+    evaluated = CLIENTS * 16 * VECTOR_BYTES  # all five download the global prompt to be evaluated
+    assert all(r.bytes == {"down": sent, "up": sent, "evaluate_down": evaluated} for r in log.records[1:])
+    trained = federation.state.clients
+    assert len(trained) >= 3 and all(client.took_part for client in trained.values())
+    client_id, other = sorted(trained)[:2]
+    own = trained[client_id].parameters
+    assert {name: tensor.shape for name, tensor in own.items()} == {"U": (16, 3), "V": (3, 64)}
+    assert not torch.equal(own["U"], trained[other].parameters["U"])
+    prompt = federation.server.shared["prompt"] + own["U"] @ own["V"]
     client = data.client(client_id)
     with torch.no_grad():
-        logits = embedded_clip.logit_scale * client.test_features @ federation.module.prompt(prompt).T
+        logits = embedded_clip.logit_scale * client.test_features @ federation.fleet.work.module.prompts(prompt).T
     correct = int((logits.argmax(1) == client.test_labels).sum())
     assert log.evaluations[-1].clients[client_id].correct == correct
 

@@ -2,57 +2,166 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
 import numpy as np
 import pytest
 import torch
+from federation_helpers import build_federation
 from sklearn.metrics import accuracy_score
+from torch import Tensor
 
+from fedmoe.client.work import BATCH
+from fedmoe.config import FederationConfig
+from fedmoe.data.base import DataSet, RawData, Split
+from fedmoe.data.partition import ClientIndices
 from fedmoe.errors import UserError
-from fedmoe.federation.accuracy import PerClientAccuracy, mean_per_domain, summarize
+from fedmoe.features.client_data import FederatedData
+from fedmoe.federation.accuracy import mean_per_domain, summarize
+from fedmoe.federation.evaluation import Evaluation
+from fedmoe.federation.fleet import LocalFleet
+from fedmoe.federation.orchestrator import Federation
+from fedmoe.methods import ZeroShot
+from fedmoe.models.clip import FrozenCLIP
+from fedmoe.protocol.client import Client
+from fedmoe.protocol.records import Downlink, RoundContext, Scored, ScoreJob
+
+NAMES = ("zero", "one", "two", "three", "four")
+NOW = RoundContext(0, (), 0)
+Examples = tuple[Sequence[Sequence[float]] | np.ndarray, Sequence[int] | np.ndarray]  # logits [n, C], labels [n]
 
 
-def test_matches_scikit_learn_over_shuffled_batches_of_unequal_size() -> None:
+class Given(DataSet):
+    """Labels alone: the features are given, and no image is looked at."""
+
+    name = "given"
+
+    def __init__(self, train: Split, test: Split, domains: tuple[str, ...]) -> None:
+        super().__init__()
+        self._splits, self._names = (train, test), domains
+
+    def _read(self) -> RawData:
+        return RawData(NAMES, self._names, *self._splits)
+
+    def _source_key(self) -> str:
+        return "given"
+
+
+class Guess(ZeroShot):
+    """Features are logits already."""
+
+    def constants(self, clip: FrozenCLIP, class_names: Sequence[str], template: str) -> Mapping[str, Tensor]:
+        return {}
+
+    def logits(self, client: Client, image_features: Tensor) -> Tensor:
+        return image_features
+
+
+def one_hot(classes: Sequence[int]) -> np.ndarray:
+    """Logits [n, C] of which the largest is that of the class."""
+    return np.eye(len(NAMES), dtype=np.float32)[np.asarray(classes, dtype=np.int64)]
+
+
+class Shuffled(LocalFleet):
+    """Clients who answer in a random order."""
+
+    def score(self, jobs: Iterable[ScoreJob]) -> Iterator[Scored]:
+        answers = list(super().score(jobs))
+        random.Random(0).shuffle(answers)
+        return iter(answers)
+
+
+@pytest.fixture
+def clients(embedded_clip: FrozenCLIP) -> Callable[..., Federation]:
+    """A federation of clients with these test examples, in this order, each with one training example."""
+
+    def build(
+        *examples: Examples, domains: Sequence[str] = (), half: bool = False, method: ZeroShot | None = None
+    ) -> Federation:
+        ends = np.cumsum([0, *(len(labels) for _, labels in examples)])
+        names = tuple(dict.fromkeys(domains))
+        indices = [
+            ClientIndices(np.array([i]), np.arange(ends[i], ends[i + 1]), names.index(domains[i]) if domains else None)
+            for i in range(len(examples))
+        ]
+
+        def split(labels: np.ndarray, owners: np.ndarray) -> Split:
+            place = np.array([names.index(domain) for domain in domains])[owners] if domains else None
+            return Split(labels.astype(np.int64), _no_image, place)
+
+        owners = np.repeat(np.arange(len(examples)), np.diff(ends))
+        labels = np.concatenate([np.asarray(labels, dtype=np.int64) for _, labels in examples])
+        count = len(examples)
+        dataset = Given(split(np.zeros(count), np.arange(count)), split(labels, owners), names)
+        parts = [np.asarray(logits, dtype=np.float32).reshape(-1, len(NAMES)) for logits, _ in examples]
+        features = torch.from_numpy(np.concatenate(parts))
+        data = FederatedData(dataset, indices, torch.zeros(count, len(NAMES)), features.half() if half else features)
+        config = FederationConfig(clients=count, rounds=1)
+        return build_federation(embedded_clip, data, method or Guess(), config, fleet=Shuffled)[0]
+
+    return build
+
+
+def _no_image(index: int) -> None:
+    raise AssertionError("no image is needed")
+
+
+def counts(evaluation: Evaluation) -> list[tuple[int, int]]:
+    return [(score.correct, score.total) for score in evaluation.clients]
+
+
+def test_matches_scikit_learn_over_shuffled_clients_and_batches_of_unequal_size(
+    clients: Callable[..., Federation],
+) -> None:
     generator = np.random.default_rng(0)
-    metric = PerClientAccuracy(4)
-    labels = {client: generator.integers(0, 5, size) for client, size in enumerate((1, 7, 64, 33))}
-    logits = {client: generator.normal(size=(len(y), 5)).astype(np.float32) for client, y in labels.items()}
-    batches = [(client, i) for client, y in labels.items() for i in range(0, len(y), 8)]
-    for j in generator.permutation(len(batches)):
-        client, i = batches[j]
-        x, y = torch.from_numpy(logits[client][i : i + 8]), torch.from_numpy(labels[client][i : i + 8])
-        metric.update(client, x if j % 2 else x.argmax(dim=1), y)  # logits and classes count alike
-    expected = [accuracy_score(labels[client], logits[client].argmax(axis=1)) for client in range(4)]
-    np.testing.assert_allclose(metric.compute().numpy(), expected, rtol=1e-15)
+    labels = [generator.integers(0, 5, size) for size in (1, 7, BATCH + 64, 33)]
+    logits = [generator.normal(size=(len(y), 5)).astype(np.float32) for y in labels]
+    found = clients(*zip(logits, labels, strict=True)).evaluate(NOW)
+    expected = [accuracy_score(y, x.argmax(axis=1)) for x, y in zip(logits, labels, strict=True)]
+    np.testing.assert_allclose([score.correct / score.total for score in found.clients], expected, rtol=1e-15)
+    percent = [100 * share for share in expected]
+    np.testing.assert_allclose([score.accuracy for score in found.clients], percent, rtol=1e-15)
 
 
-def test_a_client_without_test_examples_is_nan_and_reset_forgets() -> None:
-    metric = PerClientAccuracy(3)
-    metric.update(0, torch.tensor([1, 2, 2]), torch.tensor([1, 2, 0]))
-    metric.update(2, torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
-    accuracies = metric.compute()
-    assert accuracies[0] == pytest.approx(2 / 3, rel=1e-15)
-    assert torch.isnan(accuracies[1]) and torch.isnan(accuracies[2])
-    assert metric.correct.tolist() == [2, 0, 0] and metric.total.tolist() == [3, 0, 0]
-    metric.reset()
-    assert metric.total.tolist() == [0, 0, 0]
+def test_a_client_without_test_examples_has_no_accuracy_and_nothing_is_carried_over(
+    clients: Callable[..., Federation],
+) -> None:
+    federation = clients((one_hot([1, 2, 2]), [1, 2, 0]), ([], []), ([], []))
+    found = federation.evaluate(NOW)
+    assert found.clients[0].accuracy == pytest.approx(100 * 2 / 3, rel=1e-15)
+    assert found.clients[1].accuracy is None and found.clients[2].accuracy is None
+    assert counts(found) == [(2, 3), (0, 0), (0, 0)]
+    assert found.accuracy["mean"] == pytest.approx(100 * 2 / 3)  # over the one that has any
+    assert counts(federation.evaluate(NOW)) == [(2, 3), (0, 0), (0, 0)]
 
 
-def test_counts_stay_integers_when_the_metric_is_cast() -> None:
-    metric = PerClientAccuracy(1).half()
-    for _ in range(50):  # 3000 is beyond what float16 counts exactly
-        metric.update(0, torch.zeros(60, dtype=torch.int64), torch.zeros(60, dtype=torch.int64))
-    metric.update(0, torch.ones(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
-    assert metric.total.dtype == torch.int64
-    assert metric.compute().item() == pytest.approx(3000 / 3001, rel=1e-15)
+def test_counts_stay_integers_where_features_are_halves(clients: Callable[..., Federation]) -> None:
+    # 3000 is beyond what float16 counts exactly
+    federation = clients((one_hot([0] * 3000 + [1]), [0] * 3001), half=True)
+    (score,) = federation.evaluate(NOW).clients
+    assert type(score.total) is int and type(score.correct) is int
+    assert score.accuracy == pytest.approx(100 * 3000 / 3001, rel=1e-15)
 
 
-@pytest.mark.parametrize(
-    ("client", "predictions", "labels"),
-    [(2, [1], [1]), (-1, [1], [1]), (0, [1, 2], [1]), (0, [[[0.5]]], [[1]])],
-)
-def test_wrong_clients_and_shapes_are_refused(client: int, predictions: list, labels: list) -> None:
+@pytest.mark.parametrize("client", [2, -1])
+def test_wrong_clients_are_refused(clients: Callable[..., Federation], client: int) -> None:
+    federation = clients((one_hot([1]), [1]), (one_hot([1]), [1]))
+    with pytest.raises(IndexError, match=f"client {client} of 2"):
+        list(federation.fleet.score([ScoreJob(client, 0, 0, Downlink())]))
+
+
+@pytest.mark.parametrize("logits", [one_hot([1, 2]), one_hot([1])[:, None]], ids=["two images", "three axes"])
+def test_wrong_shapes_are_refused(clients: Callable[..., Federation], logits: np.ndarray) -> None:
+    """One test image: valid are logits [1, C]."""
+
+    class Wrong(Guess):
+        def logits(self, client: Client, image_features: Tensor) -> Tensor:
+            return torch.from_numpy(logits)
+
+    federation = clients((one_hot([1]), [1]), method=Wrong())
     with pytest.raises(ValueError, match="valid is"):
-        PerClientAccuracy(2).update(client, torch.tensor(predictions), torch.tensor(labels))
+        federation.evaluate(NOW)
 
 
 def test_summary_by_hand() -> None:
@@ -71,16 +180,14 @@ def test_worst_decile_is_a_tenth_of_the_clients(clients: int, worst: float) -> N
     assert summarize(accuracies)["worst_decile"] == pytest.approx(worst)
 
 
-def test_the_mean_over_clients_is_neither_that_over_domains_nor_that_over_images() -> None:
-    metric = PerClientAccuracy(3)
-    ones, zeros = torch.ones(90, dtype=torch.int64), torch.zeros(10, dtype=torch.int64)
-    metric.update(0, ones, ones)  # 90 of 90
-    metric.update(1, zeros, zeros + 1)  # 0 of 10
-    metric.update(2, torch.tensor([0, 1]), torch.tensor([0, 0]))  # 1 of 2
-    accuracies = metric.compute()
-    domains = mean_per_domain(accuracies, ["photo", "sketch", "sketch"])
-    assert domains == {"photo": pytest.approx(100), "sketch": pytest.approx(25)}
-    assert summarize(accuracies)["mean"] == pytest.approx(50)  # not 62.5 over domains, not 89.2 over images
+def test_the_mean_over_clients_is_neither_that_over_domains_nor_that_over_images(
+    clients: Callable[..., Federation],
+) -> None:
+    examples = [(one_hot([1] * 90), [1] * 90), (one_hot([0] * 10), [1] * 10), (one_hot([0, 1]), [0, 0])]
+    found = clients(*examples, domains=("photo", "sketch", "sketch")).evaluate(NOW)
+    assert counts(found) == [(90, 90), (0, 10), (1, 2)]
+    assert found.accuracy_per_domain == {"photo": pytest.approx(100), "sketch": pytest.approx(25)}
+    assert found.accuracy["mean"] == pytest.approx(50)  # not 62.5 over domains, not 89.2 over images
 
 
 def test_domains_without_test_examples_or_name_are_left_out() -> None:

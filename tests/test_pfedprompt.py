@@ -20,10 +20,11 @@ from fedmoe.data import Digits, Dirichlet, Pathological
 from fedmoe.errors import UserError
 from fedmoe.features.client_data import ClientData, FederatedData, prepare
 from fedmoe.federation.orchestrator import Federation
+from fedmoe.federation.state import FederationState
 from fedmoe.methods import Method, PFedPrompt, PromptFL
 from fedmoe.methods.pfedprompt import stored_attention
 from fedmoe.models.clip import FrozenCLIP
-from fedmoe.protocol.records import Downlink, Loadout
+from fedmoe.protocol.records import Loadout, RoundContext
 from fedmoe.runs.checkpoint import StateStore
 
 CLIENTS = 5
@@ -65,24 +66,24 @@ def test_the_attention_by_hand() -> None:
 def test_logits_by_hand(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
     """Two stored examples, of the first two classes, and one test image."""
     federation, _ = build_federation(embedded_clip, data, PFedPrompt(alpha=2.0, beta=3.0), CONFIG)
-    module, method, prompt = federation.module, federation.method, federation.state.initial
+    module, method, start = federation.fleet.work.module, federation.method, Loadout(federation.server.shared)
     stored, image = data.client(0).train_features[:2], data.client(1).test_features[:1]
-    module.load(0, Loadout(prompt), seed=5, data=own(stored, torch.tensor([0, 1])))
+    module.load(0, start, data=own(stored, torch.tensor([0, 1])))
     with torch.no_grad():
-        ours, text = method.logits(module, image)[0], module.prompt()
+        ours, text = method.logits(module, image)[0], module.prompts()
     expected = [embedded_clip.logit_scale * float(image[0] @ row) for row in text]
     for label, key in enumerate(stored):
         expected[label] += 2.0 * math.exp(-3.0 * (1 - float(image[0] @ key)))
     assert ours.tolist() == pytest.approx(expected, rel=1e-5)
     # Without data, as for classes that no client has examples of, it is PromptFL.
-    module.load(0, Loadout(prompt), seed=5)
+    module.load(0, start)
     with torch.no_grad():
         assert torch.equal(method.logits(module, image), PromptFL().logits(module, image))
 
 
 def test_of_cached_views_the_normalized_mean_is_the_key(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
     federation, _ = build_federation(embedded_clip, data, PFedPrompt(), CONFIG)
-    module, prompt = federation.module, federation.state.initial
+    module, start = federation.fleet.work.module, Loadout(federation.server.shared)
     features, images = data.client(0).train_features, data.client(1).test_features
     labels = torch.tensor([3, 1, 3])
     views = torch.stack([features[:3], features[3:6]], dim=1)  # [3, 2, d]
@@ -90,7 +91,7 @@ def test_of_cached_views_the_normalized_mean_is_the_key(embedded_clip: FrozenCLI
     means = torch.stack([mean / mean.square().sum().sqrt() for mean in means])
     found = []
     for stored in (own(views, labels, views=True), own(means, labels)):
-        module.load(0, Loadout(prompt), seed=5, data=stored)
+        module.load(0, start, data=stored)
         with torch.no_grad():
             found.append(federation.method.logits(module, images))
     torch.testing.assert_close(*found)
@@ -116,17 +117,19 @@ def test_rounds_are_promptfls_and_nothing_of_the_data_is_sent_or_kept(
             other.train_loss,
             other.prompt_drift,
         )
-    for client in ours.state.clients:
-        assert client.personal == {}
-    downlink = ours.method.deploy(ours.state.server, ours.state.clients[0], 0, None)
-    assert downlink == Downlink(None)
+    assert len(ours.state.clients) >= 3
+    for client in ours.state.clients.values():
+        assert client.parameters == {} and client.experts == {}
+    downlink = ours.method.deploy(ours.server, 0, RoundContext(3, (), 5))
+    assert (downlink.parameters.keys(), downlink.experts, downlink.extras) == ({"prompt"}, {}, {})
+    assert downlink.parameters["prompt"] is ours.server.shared["prompt"]
 
 
 def test_each_client_is_scored_with_its_own_images(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
     _, log = run(embedded_clip, data, PromptFL())
     federation, log_ours = run(embedded_clip, data, PFedPrompt(alpha=4.0, beta=8.0))
     with torch.no_grad():
-        text = federation.module.prompt(federation.state.server.prompt)
+        text = federation.fleet.work.module.prompts(federation.server.shared["prompt"])
     differ = 0
     for client_id in range(CLIENTS):
         client = data.client(client_id)
@@ -152,8 +155,9 @@ def test_neither_order_nor_the_global_generator_nor_an_interruption_changes_a_bi
     assert results(log) == results(log_again)
     stopped, first_log = build_federation(embedded_clip, data, PFedPrompt(), replace(CONFIG, rounds=2))
     stopped.run()
-    StateStore(tmp_path).save(stopped.state)
-    state = StateStore(tmp_path).load()
+    StateStore(tmp_path).save(2, *stopped.state.flatten())
+    state = StateStore(tmp_path).load(FederationState.unflatten)
+    assert state is not None and state.round == 2
     resumed, second_log = run(embedded_clip, data, PFedPrompt(), state=state)
     assert differences(whole.state, resumed.state) == []
     assert results(log) == results(first_log) + results(second_log)
@@ -180,11 +184,8 @@ def test_views_are_stored_or_refused_before_training(
     assert client.train_features.shape == (10, 2, embedded_clip.feature_dim)
     keys = normalize(client.train_features.sum(1), dim=1)
     with torch.no_grad():
-        logits = (
-            embedded_clip.logit_scale
-            * client.test_features
-            @ federation.module.prompt(federation.state.server.prompt).T
-        )
+        text = federation.fleet.work.module.prompts(federation.server.shared["prompt"])
+        logits = embedded_clip.logit_scale * client.test_features @ text.T
     for key, label in zip(keys, client.train_labels.tolist(), strict=True):
         logits[:, label] += (5.5 * (client.test_features @ key - 1)).exp()
     assert log.evaluations[-1].clients[1].correct == int((logits.argmax(1) == client.test_labels).sum())

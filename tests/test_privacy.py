@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import torch
 from federation_helpers import Backwards, build_federation, results
-from privacy_helpers import CONFIG, OPTIM, ROUNDS, deviation
+from privacy_helpers import CLIENTS, CONFIG, OPTIM, ROUNDS, deviation
 from torch import Tensor
 
 from fedmoe.client.module import ClientModule
@@ -21,7 +21,9 @@ from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.federation.orchestrator import Federation
 from fedmoe.methods import CoOp, FedAMP, FedPer, FedPGP, FedProx, PFedMoAP, PFedPrompt, PromptFL, PromptFLFT, ZeroShot
 from fedmoe.models.clip import FrozenCLIP
-from fedmoe.protocol.records import ClientUpdate, Downlink
+from fedmoe.protocol.parameters import ModelSpec, Parameter, select
+from fedmoe.protocol.records import Downlink, RoundContext, Update
+from fedmoe.server.state import ServerState
 
 UPLOAD = PrivacyConfig("upload")
 OPEN = PrivacyConfig("upload", epsilon=None, clip=None)  # neither noise nor clipping
@@ -37,7 +39,7 @@ class Wire:
     """Listens in on what goes up and down."""
 
     def __init__(self) -> None:
-        self.up: list[ClientUpdate] = []
+        self.up: list[Update] = []
         self.down: list[Downlink] = []
 
 
@@ -52,9 +54,9 @@ class Tapped(PFedMoAP):
         self.wire.down.append(super().configure(*args))
         return self.wire.down[-1]
 
-    def aggregate(self, server: Any, updates: Sequence[ClientUpdate]) -> None:
+    def aggregate(self, server: ServerState, updates: Sequence[Update], context: RoundContext) -> None:
         self.wire.up += updates
-        super().aggregate(server, updates)
+        super().aggregate(server, updates, context)
 
 
 def test_nothing_but_the_noised_prompt_is_sent(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
@@ -67,11 +69,13 @@ def test_nothing_but_the_noised_prompt_is_sent(embedded_clip: FrozenCLIP, data: 
         record = federation.round(number)
         stds = []
         for update in wire.up[before:]:
-            tensors = [getattr(update, f.name) for f in fields(update) if isinstance(getattr(update, f.name), Tensor)]
-            assert len(tensors) == 1 and tensors[0] is update.prompt and update.extras == {}
+            values = [getattr(update, f.name) for f in fields(update)]
+            inside = [item for value in values for item in (value.values() if isinstance(value, Mapping) else [value])]
+            found = [item for item in inside if isinstance(item, Tensor)]
+            assert len(found) == 1 and found[0] is update.parameters["prompt"] and update.metrics == {}
             kept = federation.state.clients[update.client_id]
             stds.append(deviation(CONFIG.local_epochs * math.ceil(update.num_examples / CONFIG.batch_size), UPLOAD))
-            draws.append((update.prompt - kept.prompt).flatten() / stds[-1])
+            draws.append((update.parameters["prompt"] - kept.parameters["prompt"]).flatten() / stds[-1])
         assert len(stds) == 3 and record.privacy is not None
         assert record.privacy["noise_std"] == pytest.approx(max(stds), rel=1e-6)
     noise = torch.cat(draws).double()
@@ -84,15 +88,18 @@ def test_nothing_but_the_noised_prompt_is_sent(embedded_clip: FrozenCLIP, data: 
     correlations = torch.corrcoef(table) - torch.eye(len(table))
     assert correlations.abs().max() < 5 / math.sqrt(table.shape[1])
     # What the server holds and hands out is made of uploads alone.
-    sent = [update.prompt for update in wire.up]
-    assert all(any(prompt is one for one in sent) for prompt in federation.state.server.pool.values())
-    experts = [expert for downlink in wire.down if downlink.experts is not None for expert in downlink.experts]
+    sent = [update.parameters["prompt"] for update in wire.up]
+    pool = federation.server.pool["prompt"]
+    assert pool and all(any(prompt is one for one in sent) for prompt in pool.values())
+    assert federation.server.pool.keys() == federation.server.shared.keys() == {"prompt"}
+    assert federation.server.extras == {}
+    experts = [expert for downlink in wire.down for stack in downlink.experts.values() for expert in stack]
     assert experts and all(any(torch.equal(expert, one) for one in sent) for expert in experts)
     last = wire.up[-3:]
     weights = [update.num_examples for update in last]
-    mean = sum(w * u.prompt.double() for w, u in zip(weights, last, strict=True)) / sum(weights)
-    torch.testing.assert_close(federation.state.server.prompt.double(), mean, rtol=1e-5, atol=1e-7)
-    gates = [t for client in federation.state.clients for t in client.personal.values()]
+    mean = sum(w * u.parameters["prompt"].double() for w, u in zip(weights, last, strict=True)) / sum(weights)
+    torch.testing.assert_close(federation.server.shared["prompt"].double(), mean, rtol=1e-5, atol=1e-7)
+    gates = [t for client in federation.state.clients.values() for t in select(client.parameters, ["gate"]).values()]
     assert gates and not any(torch.equal(gate, one) for gate in gates for one in sent if gate.shape == one.shape)
 
 
@@ -143,10 +150,11 @@ def test_upload_clips_the_prompt_and_leaves_the_gate(
         steps.clear()
         federation.round(1), federation.round(2)
         found.append(list(steps))
-    first, clipped = found[0][0]["prompt.context"], found[1][0]["prompt.context"]  # both from the same start
+    prompt, output = "prompts.learned.prompt", "gate.output.weight"
+    first, clipped = found[0][0][prompt], found[1][0][prompt]  # both from the same start
     torch.testing.assert_close(clipped, clip * first / first.norm(), rtol=1e-3, atol=1e-9)
-    assert max(step["prompt.context"].norm().item() for step in found[1]) <= clip * (1 + 1e-6)
-    gates = [step["personal.output.weight"].norm().item() for step in found[1] if "personal.output.weight" in step]
+    assert max(step[prompt].norm().item() for step in found[1]) <= clip * (1 + 1e-6)
+    gates = [step[output].norm().item() for step in found[1] if output in step]
     assert max(gates) > clip
 
 
@@ -162,7 +170,7 @@ def test_fine_tuning_for_a_prediction_is_neither_clipped_nor_noised(
 
     evaluating = False
     monkeypatch.setattr(ClientModule, "training_step", listen)
-    for mechanism, rule in (("upload", "ClippedPrompt"), ("dpsgd", "NoisySum")):
+    for mechanism, rule in (("upload", "ClippedShared"), ("dpsgd", "NoisySum")):
         rules.clear()
         config = replace(CONFIG, rounds=1, evaluate_every=10, local_epochs=1)
         privacy = PrivacyConfig(mechanism)
@@ -206,16 +214,15 @@ class Leaky(PromptFL):
         if state.rounds_seen < self.after:
             return update, kept
         if self.kind == "extras":
-            return replace(update, extras={"counts": torch.ones(3)}), kept
-        return replace(update, prompt=update.prompt + 1), kept
+            return replace(update, parameters={**update.parameters, "counts": torch.ones(3)}), kept
+        return replace(update, parameters={"prompt": update.parameters["prompt"] + 1}), kept
 
 
 @pytest.mark.parametrize("kind", ["extras", "prompt"])
 def test_a_leak_is_refused_before_the_first_round(embedded_clip: FrozenCLIP, data: FederatedData, kind: str) -> None:
-    said = {"extras": "Leaky also uploads counts", "prompt": "a client of Leaky does not train and upload"}
-    with pytest.raises(UserError, match=said[kind]):
-        build_federation(embedded_clip, data, Leaky(kind), CONFIG, privacy=UPLOAD)
     name = {"extras": "counts", "prompt": "prompt"}[kind]
+    with pytest.raises(UserError, match=f"a client of Leaky does not train and upload the {name} that the server sent"):
+        build_federation(embedded_clip, data, Leaky(kind), CONFIG, privacy=UPLOAD)
     with pytest.raises(UserError, match=f"protects trained parameters only, but {name} of Leaky's upload"):
         build_federation(embedded_clip, data, Leaky(kind), CONFIG, privacy=PrivacyConfig("dpsgd"))
 
@@ -223,7 +230,7 @@ def test_a_leak_is_refused_before_the_first_round(embedded_clip: FrozenCLIP, dat
 def test_a_leak_in_a_later_round_stops_the_run(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
     config = replace(CONFIG, participation=1.0, local_epochs=1)
     federation, log = build_federation(embedded_clip, data, Leaky("extras", after=2), config, privacy=UPLOAD)
-    with pytest.raises(UserError, match="Leaky also uploads counts"):
+    with pytest.raises(UserError, match="a client of Leaky does not train and upload the counts that the server sent"):
         federation.run()
     assert [record.round for record in log.records] == [0, 1, 2]
 
@@ -238,26 +245,30 @@ def test_an_averaged_gate_is_refused_for_the_upload_and_protected_by_dpsgd(
     embedded_clip: FrozenCLIP, data: FederatedData
 ) -> None:
     method = PFedMoAP(num_experts=2, gate_sharing="averaged")
-    with pytest.raises(UserError, match=r"PFedMoAP also uploads key\.bias"):
+    with pytest.raises(UserError, match=r"PFedMoAP also uploads gate\.key\.bias"):
         build_federation(embedded_clip, data, method, CONFIG, privacy=UPLOAD)
     config = replace(CONFIG, rounds=2, local_epochs=1)
     federation, _ = build_federation(embedded_clip, data, method, config, OPTIM, privacy=PrivacyConfig("dpsgd"))
     federation.run()
-    assert federation.state.server.extras
+    start = select(federation.fleet.work.module.shared_start(), ["gate"])
+    assert start and any(not torch.equal(federation.server.shared[name], tensor) for name, tensor in start.items())
 
 
 class Late(PromptFL):
     """Starts from the client's own prompt, if it has one."""
 
+    def parameters(self, model: ModelSpec) -> Sequence[Parameter]:
+        return [replace(part, keep=True) for part in super().parameters(model)]
+
     def start(self, state: Any, downlink: Downlink) -> Any:
         loadout = super().start(state, downlink)
-        return replace(loadout, prompt=state.prompt) if state.took_part else loadout
+        return replace(loadout, parameters=state.parameters) if state.took_part else loadout
 
 
 def test_a_start_of_the_clients_own_in_its_second_round_is_found_before_the_first(
     embedded_clip: FrozenCLIP, data: FederatedData
 ) -> None:
-    with pytest.raises(UserError, match="a client of Late does not train"):
+    with pytest.raises(UserError, match="a client of Late does not train and upload the prompt that the server sent"):
         build_federation(embedded_clip, data, Late(), CONFIG, privacy=UPLOAD)
 
 
@@ -284,18 +295,42 @@ def test_other_methods_fit(embedded_clip: FrozenCLIP, data: FederatedData, make:
     method = CoOp(epochs=1) if make is CoOp else make()
     federation, _ = build_federation(embedded_clip, data, method, config, OPTIM, privacy=PrivacyConfig(mechanism))
     federation.run()
-    found = federation.local.privacy.summary(federation.state)
+    most_rounds = max((client.rounds_seen for client in federation.server.clients.values()), default=0)
+    assert most_rounds == (0 if make is ZeroShot else 1)
+    found = federation.privacy.summary(most_rounds)
     assert found is not None
     nothing = make is ZeroShot or (make is CoOp and mechanism == "upload")
     assert (found["total_epsilon"] == 0) == nothing == ("nothing was sent" in found["text"])
 
 
+class Watched(FedPer):
+    """Notes what each client has trained, and what then comes up."""
+
+    def __init__(self, personal_vectors: int) -> None:
+        super().__init__(personal_vectors)
+        self.trained: dict[int, Any] = {}
+        self.sent: dict[int, Any] = {}
+
+    def finish(self, client: ClientModule, *args: Any) -> Any:
+        self.trained[client.client_id] = client.export()
+        return super().finish(client, *args)
+
+    def admit(self, server: ServerState, update: Update) -> None:
+        self.sent[update.client_id] = update.parameters
+        super().admit(server, update)
+
+
 def test_fedper_noises_the_shared_vectors_and_keeps_its_own(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
-    config = replace(CONFIG, rounds=1, participation=1.0)
-    federation, _ = build_federation(embedded_clip, data, FedPer(4), config, OPTIM, privacy=UPLOAD)
+    config, method = replace(CONFIG, rounds=1, participation=1.0), Watched(4)
+    federation, _ = build_federation(embedded_clip, data, method, config, OPTIM, privacy=UPLOAD)
+    method.trained.clear(), method.sent.clear()  # of the rehearsal
     federation.round(1)
-    for client_id, sent in federation.state.server.pool.items():
-        noise = sent - federation.state.clients[client_id].prompt[:12]
+    assert list(method.sent) == list(range(CLIENTS))
+    for client_id, sent in method.sent.items():
+        assert sent.keys() == {"prompt"}
+        noise = sent["prompt"] - method.trained[client_id]["prompt"]
+        own = federation.state.clients[client_id].parameters
+        assert own.keys() == {"own"} and torch.equal(own["own"], method.trained[client_id]["own"])
         steps = config.local_epochs * math.ceil(len(data.client(client_id).train_labels) / config.batch_size)
         assert noise.shape == (12, 64)
         assert noise.std().item() == pytest.approx(deviation(steps, UPLOAD), rel=5 / math.sqrt(2 * noise.numel()))

@@ -21,7 +21,7 @@ from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.methods import PromptFL
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.privacy.mechanism import DPSGD
-from fedmoe.protocol.records import RoundContext
+from fedmoe.protocol.records import RoundContext, TrainJob
 from fedmoe.report.run import read_run
 from fedmoe.report.tables import run_table
 from fedmoe.runs.folder import require_format
@@ -49,7 +49,7 @@ def test_epsilon_of_uploads_adds_up_by_composition(embedded_clip: FrozenCLIP, da
         assert record.privacy is not None
         expected = gdp.eps_from_mu(mu=math.sqrt(most) * mu, delta=1e-5)
         assert record.privacy["epsilon"] == pytest.approx(expected, rel=1e-6)
-    found = federation.local.privacy.summary(federation.state)
+    found = federation.privacy.summary(max(client.rounds_seen for client in federation.server.clients.values()))
     assert found is not None and found["participations"] == found["releases"] == most
     assert found["opacus_epsilon"] > found["total_epsilon"] == pytest.approx(expected, rel=1e-6)
 
@@ -60,7 +60,7 @@ def test_dpsgd_spends_its_budget_on_the_client_with_the_most_rounds(
     privacy = PrivacyConfig("dpsgd", epsilon=8.0, delta=1e-5)
     config = replace(CONFIG, rounds=4, local_epochs=3)
     federation, log = build_federation(embedded_clip, data, PromptFL(), config, OPTIM, privacy=privacy)
-    mechanism = federation.local.privacy
+    mechanism = federation.privacy
     assert isinstance(mechanism, DPSGD)
     federation.run()
     cohorts = [client for record in log.records for client in record.cohort]
@@ -73,9 +73,10 @@ def test_dpsgd_spends_its_budget_on_the_client_with_the_most_rounds(
     }
     busiest = max(range(CLIENTS), key=cohorts.count)
     context = RoundContext(5, (busiest,), federation.seed)
-    downlink = federation.method.configure(federation.state.server, busiest, context)
+    downlink = federation.method.configure(federation.server, busiest, context)
+    job = TrainJob(busiest, 5, federation.server.known(busiest).version, downlink)
     with pytest.raises(UserError, match=f"would train in {most + 1} rounds, but the noise .* was set for {most}"):
-        federation.local.train(busiest, federation.state.clients[busiest], downlink, context)
+        federation.fleet.work.train(job, federation.state.clients[busiest])
 
 
 # The command line and the run folder

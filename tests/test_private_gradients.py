@@ -22,12 +22,12 @@ b = 6
 def client(clip: FrozenCLIP, method: Method, experts: int = 0) -> ClientModule:
     """A client whose prompt has moved away from the server's."""
     learner = PromptLearner(clip, NAMES, PromptConfig(length=4), torch.Generator().manual_seed(1))
-    widths = {"feature_dim": clip.feature_dim, "logit_scale": clip.logit_scale}
-    module = ClientModule(learner, method, OptimConfig(), **widths)
+    module = ClientModule(clip, learner, method=method, optim=OptimConfig())
     generator = torch.Generator().manual_seed(2)
-    start = module.export_prompt()
+    start = module.shared_start()["prompt"]
     draws = [start + 0.1 * torch.randn(start.shape, generator=generator) for _ in range(experts + 1)]
-    module.load(3, Loadout(draws[0], None, torch.stack(draws[1:]) if experts else None, reference=start), seed=0)
+    others = {"prompt": torch.stack(draws[1:])} if experts else {}
+    module.load(3, Loadout({"prompt": draws[0]}, others, received={"prompt": start}))
     return module
 
 
@@ -42,20 +42,24 @@ def separately(module: ClientModule, features: Tensor, labels: Tensor) -> list[d
     found = []
     for image, label in zip(features.split(1), labels.split(1), strict=True):
         module.zero_grad(set_to_none=True)
-        module.objective.loss(module, image, label).backward()
+        module.method.loss(module, image, label).backward()
         found.append({name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None})
     module.zero_grad(set_to_none=True)
     return found
 
 
-PROMPT = {"prompt.context"}
-GATE = {f"personal.{part}.{kind}" for part in ("query", "key", "value", "output") for kind in ("weight", "bias")}
+PROMPT = {"prompts.learned.prompt"}
+GATE = {f"gate.{part}.{kind}" for part in ("query", "key", "value", "output") for kind in ("weight", "bias")}
 CASES = {
     "PromptFL": (PromptFL, 0, PROMPT),
     "FedProx": (lambda: FedProx(mu=3.0), 0, PROMPT),
     "pFedMoAP without experts": (PFedMoAP, 0, PROMPT),
     "pFedMoAP": (PFedMoAP, 3, PROMPT | GATE),
-    "FedPGP, with text features of its own": (lambda: FedPGP(2, mu=0.0), 0, PROMPT | {"personal.U", "personal.V"}),
+    "FedPGP, with text features of its own": (
+        lambda: FedPGP(2, mu=0.0),
+        0,
+        PROMPT | {"prompts.learned.U", "prompts.learned.V"},
+    ),
 }
 
 
@@ -70,7 +74,7 @@ def test_per_example_gradients_are_those_of_separate_passes(embedded_clip: Froze
     for name, gradients in found.items():
         plain = torch.stack([of_example[name] for of_example in expected])
         # A key's bias adds the same to all experts: its gradient is zero but for rounding.
-        close = 1e-5 * plain.norm() if name != "personal.key.bias" else 1e-5
+        close = 1e-5 * plain.norm() if name != "gate.key.bias" else 1e-5
         assert gradients.shape == plain.shape and (gradients - plain).norm() <= close
     assert module.text is None and all(p.grad is None for p in module.parameters())
 
@@ -104,7 +108,7 @@ def test_noise_of_the_sum_has_the_asked_deviation_on_every_parameter(embedded_cl
 def test_a_parameter_that_takes_no_part_gets_no_noise(embedded_clip: FrozenCLIP) -> None:
     module = client(embedded_clip, PFedMoAP())  # no experts, so the gate is not trained
     NoisySum(0.1, 1.0, torch.Generator()).backward(module, torch.tensor(0.0), batch(embedded_clip))
-    assert {name for name, p in module.named_parameters() if p.grad is not None} == {"prompt.context"}
+    assert {name for name, p in module.named_parameters() if p.grad is not None} == PROMPT
 
 
 def test_withheld_data_are_told() -> None:

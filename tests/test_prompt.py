@@ -46,25 +46,25 @@ def test_underscores_and_spare_spaces_are_spaces(clip: FrozenCLIP) -> None:
 def test_random_start_has_the_given_spread_and_generator(clip: FrozenCLIP) -> None:
     config = PromptConfig(length=60, std=0.02)
     before = torch.get_rng_state()
-    context = PromptLearner(clip, ["cat"], config, generator(5)).context.detach()
+    context = PromptLearner(clip, ["cat"], config, generator(5))["prompt"].detach()
     assert torch.equal(torch.get_rng_state(), before)
     assert context.shape == (60, clip.token_width)
     assert context.dtype == torch.float32
     assert float(context.std()) == pytest.approx(0.02, rel=0.05)
     assert abs(float(context.mean())) < 0.002
-    assert torch.equal(context, PromptLearner(clip, ["cat"], config, generator(5)).context)
-    assert not torch.equal(context, PromptLearner(clip, ["cat"], config, generator(6)).context)
+    assert torch.equal(context, PromptLearner(clip, ["cat"], config, generator(5))["prompt"])
+    assert not torch.equal(context, PromptLearner(clip, ["cat"], config, generator(6))["prompt"])
 
 
 def test_start_from_words_are_their_embeddings(clip: FrozenCLIP) -> None:
     learner = PromptLearner(clip, NAMES, PromptConfig(init="a_photo of a", length=16))
     tokens = open_clip.get_tokenizer("RN50")(["a photo of a"])[0, 1:5]
-    assert torch.equal(learner.context, clip.model.token_embedding.weight[tokens])
+    assert torch.equal(learner["prompt"], clip.model.token_embedding.weight[tokens])
     specific = PromptLearner(clip, NAMES, PromptConfig(init="a photo of a", class_specific=True))
-    assert specific.context.shape == (4, 4, clip.token_width)
-    assert all(torch.equal(one, learner.context) for one in specific.context)
-    specific.context.data[0] += 1  # classes do not share memory
-    assert torch.equal(specific.context[1], learner.context)
+    assert specific["prompt"].shape == (4, 4, clip.token_width)
+    assert all(torch.equal(one, learner["prompt"]) for one in specific["prompt"])
+    specific["prompt"].data[0] += 1  # classes do not share memory
+    assert torch.equal(specific["prompt"][1], learner["prompt"])
 
 
 def coop_order(position: str, ctx: Tensor, prefix: Tensor, suffix: Tensor, name_length: int) -> Tensor:
@@ -98,12 +98,12 @@ def test_order_is_coops(position: str, length: int, clip: FrozenCLIP) -> None:
 
 def test_only_the_context_is_registered(clip: FrozenCLIP) -> None:
     learner = PromptLearner(clip, NAMES, PromptConfig(length=4))
-    assert list(learner.state_dict()) == ["context"]
-    assert [name for name, _ in learner.named_parameters()] == ["context"]
-    assert list(learner.children()) == []
+    assert list(learner.state_dict()) == ["learned.prompt"]
+    assert [name for name, _ in learner.named_parameters()] == ["learned.prompt"]
+    assert list(learner.modules()) == [learner, learner.learned]
     assert learner.clip is clip
     learner()
-    assert list(learner.state_dict()) == ["context"]
+    assert list(learner.state_dict()) == ["learned.prompt"]
 
 
 @pytest.mark.parametrize("class_specific", [False, True])
@@ -113,26 +113,26 @@ def test_features_are_normalized_and_depend_on_the_context(class_specific: bool,
     assert features.shape == (4, clip.feature_dim)
     assert features.dtype == torch.float32
     torch.testing.assert_close(features.norm(dim=-1), torch.ones(4))
-    other = learner.context.detach().flip(-1)
+    other = learner["prompt"].detach().flip(-1)
     moved = learner(other)
     assert not torch.allclose(moved, features, atol=1e-3)
     assert torch.equal(learner(other), moved)  # the same bits each time
     features.sum().backward()
-    assert learner.context.grad is not None
-    assert bool((learner.context.grad.abs().sum(dim=-1) > 0).all())
+    assert learner["prompt"].grad is not None
+    assert bool((learner["prompt"].grad.abs().sum(dim=-1) > 0).all())
 
 
 def test_a_class_specific_context_reaches_its_class_only(clip: FrozenCLIP) -> None:
     learner = PromptLearner(clip, NAMES, PromptConfig(length=2, class_specific=True), generator())
     learner()[2].sum().backward()
-    assert learner.context.grad is not None
-    assert learner.context.grad.abs().sum(dim=(1, 2)).gt(0).tolist() == [False, False, True, False]
+    assert learner["prompt"].grad is not None
+    assert learner["prompt"].grad.abs().sum(dim=(1, 2)).gt(0).tolist() == [False, False, True, False]
 
 
 def test_a_context_of_another_shape_is_a_programming_error(clip: FrozenCLIP) -> None:
     learner = PromptLearner(clip, NAMES, PromptConfig(length=4))
     for shape in [(3, clip.token_width), (4, clip.token_width + 1), (1, 1, 4, clip.token_width)]:
-        with pytest.raises(ValueError, match="context has shape"):
+        with pytest.raises(ValueError, match="a prompt has shape"):
             learner(torch.zeros(shape))
 
 

@@ -8,7 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmoe.server.state import nearest_experts, random_experts, sample_cohort, weighted_mean
+from fedmoe.server.aggregation import weighted_mean
+from fedmoe.server.experts import nearest_experts, random_experts
+from fedmoe.server.sampling import sample_cohort
 
 
 @pytest.mark.parametrize(

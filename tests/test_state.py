@@ -9,20 +9,25 @@ import pytest
 import torch
 
 from fedmoe.errors import UserError
+from fedmoe.federation.restore import read_state
+from fedmoe.federation.state import FederationState
 from fedmoe.protocol.records import ClientState
-from fedmoe.runs.checkpoint import FederationState, StateStore
+from fedmoe.runs.checkpoint import StateStore
+from fedmoe.server.state import Known, ServerState
 
 
 def _state(round: int = 1) -> FederationState:
     torch.manual_seed(round)
-    state = FederationState.fresh(torch.randn(4, 3), num_clients=5)
     prompt = torch.randn(4, 3)
-    state.round = round
-    state.server.prompt = torch.randn(4, 3)
-    state.server.pool[2] = prompt
-    state.server.extras["mix"] = torch.randn(2)
-    state.clients[2] = ClientState(prompt, {"query.weight": torch.randn(2, 2)}, torch.randn(1, 4, 3), (4,), 1)
-    return state
+    server = ServerState({"prompt": torch.randn(4, 3)}, {"prompt": {2: prompt}}, frozenset({"prompt"}))
+    server.extras["mix"] = torch.randn(2)
+    server.clients[2] = Known(rounds_seen=1, expert_ids=(4,), version=1)
+    parameters = {"prompt": prompt, "gate.query.weight": torch.randn(2, 2)}
+    return FederationState(round, 5, server, {2: ClientState(parameters, {"prompt": torch.randn(1, 4, 3)}, 1)})
+
+
+def _save(store: StateStore, state: FederationState) -> None:
+    store.save(state.round, *state.flatten())
 
 
 def _equal(one: FederationState, other: FederationState) -> bool:
@@ -36,38 +41,39 @@ def _equal(one: FederationState, other: FederationState) -> bool:
 
 def test_a_state_comes_back_to_the_bit(tmp_path: Path) -> None:
     state = _state()
-    StateStore(tmp_path).save(state)
-    loaded = StateStore(tmp_path).load()
+    _save(StateStore(tmp_path), state)
+    loaded = read_state(StateStore(tmp_path))
     assert loaded is not None
     assert _equal(loaded, state)
-    assert loaded.clients[2].expert_ids == (4,)
-    assert not loaded.clients[0].took_part
-    assert StateStore(tmp_path / "nothing").load() is None
+    assert loaded.server.known(2).expert_ids == (4,)
+    assert loaded.clients[2].took_part
+    assert set(loaded.clients) == {2} and loaded.server.known(0) == Known()  # the others never took part
+    assert read_state(StateStore(tmp_path / "nothing")) is None
 
 
 def test_a_round_writes_only_what_changed(tmp_path: Path) -> None:
     store, state = StateStore(tmp_path), _state()
-    store.save(state)
+    _save(store, state)
     first = (tmp_path / "round-00001.safetensors").stat().st_size
     state.round = 2
-    state.server.prompt = torch.zeros(4, 3)
-    store.save(state)
+    state.server.shared["prompt"] = torch.zeros(4, 3)
+    _save(store, state)
     assert (tmp_path / "round-00002.safetensors").stat().st_size < first / 2
-    loaded = StateStore(tmp_path).load()
+    loaded = read_state(StateStore(tmp_path))
     assert loaded is not None
     assert _equal(loaded, state)
 
 
 def test_a_resumed_store_goes_on_from_the_files_it_read(tmp_path: Path) -> None:
-    StateStore(tmp_path).save(_state())
+    _save(StateStore(tmp_path), _state())
     store = StateStore(tmp_path)
-    state = store.load()
+    state = read_state(store)
     assert state is not None
     for round in range(2, 6):
         state.round = round
-        state.server.prompt = torch.full((4, 3), float(round))
-        store.save(state)
-    loaded = StateStore(tmp_path).load()
+        state.server.shared["prompt"] = torch.full((4, 3), float(round))
+        _save(store, state)
+    loaded = read_state(StateStore(tmp_path))
     assert loaded is not None
     assert _equal(loaded, state)
     assert len(list(tmp_path.glob("*.json"))) == 2  # the last two rounds
@@ -80,12 +86,12 @@ def test_a_damaged_round_falls_back_to_the_one_before(
     tmp_path: Path, suffix: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, state = StateStore(tmp_path), _state()
-    store.save(state)
-    expected = StateStore(tmp_path).load()
+    _save(store, state)
+    expected = read_state(StateStore(tmp_path))
     assert expected is not None
     state.round = 2
-    state.server.prompt = torch.zeros(4, 3)
-    store.save(state)
+    state.server.shared["prompt"] = torch.zeros(4, 3)
+    _save(store, state)
     newest = tmp_path / f"round-00002.{suffix}"
     content = bytearray(newest.read_bytes())
     if damage == "missing":
@@ -95,7 +101,7 @@ def test_a_damaged_round_falls_back_to_the_one_before(
     else:
         content[len(content) // 2] ^= 1
         newest.write_bytes(content)
-    loaded = StateStore(tmp_path).load()
+    loaded = read_state(StateStore(tmp_path))
     unfinished = damage == "missing" and suffix == "json"
     assert ("round-00002.json: " in caplog.text and "round 1 is used" in caplog.text) != unfinished
     assert loaded is not None
@@ -103,12 +109,12 @@ def test_a_damaged_round_falls_back_to_the_one_before(
 
 
 def test_all_damaged_or_of_another_format_is_refused(tmp_path: Path) -> None:
-    StateStore(tmp_path).save(_state())
+    _save(StateStore(tmp_path), _state())
     path = tmp_path / "round-00001.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, "format": 99}))
     with pytest.raises(UserError, match="format 99"):
-        StateStore(tmp_path).load()
+        read_state(StateStore(tmp_path))
     path.write_text("{")
     with pytest.raises(UserError, match="is whole"):
-        StateStore(tmp_path).load()
+        read_state(StateStore(tmp_path))

@@ -19,30 +19,26 @@ from typing import Any
 
 import pytest
 import torch
+from federation_helpers import build_federation
 
 from experiments.dashboard.workspace import SECTIONS
-from fedmoe.client.module import ClientModule
 from fedmoe.config import (
     FeatureConfig,
     FederationConfig,
     OptimConfig,
     PrivacyConfig,
-    PromptConfig,
-    RuntimeConfig,
     TrackingConfig,
 )
 from fedmoe.data import Digits, Dirichlet
 from fedmoe.errors import UserError
 from fedmoe.features.client_data import FederatedData, prepare
-from fedmoe.federation.callbacks import Callback, Checkpoint, RunLog
-from fedmoe.federation.orchestrator import Federation
+from fedmoe.federation.callbacks import Callback, Checkpoint, FederationView, RunLog
+from fedmoe.federation.restore import read_state
 from fedmoe.io import write_json_atomic
 from fedmoe.methods import PFedMoAP
 from fedmoe.models.clip import FrozenCLIP
-from fedmoe.models.prompt import PromptLearner
-from fedmoe.protocol.records import RoundRecord
-from fedmoe.runs.checkpoint import FederationState, StateStore
-from fedmoe.seeds import torch_generator
+from fedmoe.runs.checkpoint import StateStore
+from fedmoe.runs.records import RoundRecord
 from fedmoe.tracking.names import DOMAIN, FINAL, MEDIA, METRICS, final_row, round_row
 from fedmoe.tracking.trackers import TensorBoardLog, trackers
 from fedmoe.tracking.wandb_tracker import sweep_run_id
@@ -113,7 +109,7 @@ class At(Callback):
     def __init__(self, number: int, action: Callable[[], None]) -> None:
         self.number, self.action = number, action
 
-    def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
+    def on_round_end(self, run: FederationView, record: RoundRecord) -> None:
         if record.round == self.number:
             self.action()
 
@@ -130,20 +126,14 @@ def fit(embedded_clip: FrozenCLIP, data: FederatedData, tmp_path: Path) -> Calla
         folder = tmp_path / name
         config = FederationConfig(clients=CLIENTS, participation=0.8, rounds=rounds, local_epochs=1)
         method = PFedMoAP(num_experts=2)
-        learner = PromptLearner(embedded_clip, data.class_names, PromptConfig(), torch_generator(0, "prompt"))
-        size, scale = embedded_clip.feature_dim, embedded_clip.logit_scale
-        module = ClientModule(learner, method, OptimConfig(), feature_dim=size, logit_scale=scale, constants={})
         store = StateStore(folder / "state")
-        state = store.load() or FederationState.fresh(module.export_prompt(), CLIENTS)
         write_json_atomic(folder / "partition.json", data.summary())
         tracked = trackers(tracking, folder, SETTINGS)
         callbacks = [RunLog(folder), Checkpoint(store), *tracked, *([at] if at else [])]
-        settings: dict[str, Any] = {
-            "runtime": RuntimeConfig(accelerator="cpu"),
-            "callbacks": callbacks,
-            "privacy": PrivacyConfig("upload"),
-        }
-        federation = Federation(method, module, data, config, state, **settings)
+        settings: dict[str, Any] = {"seed": 0, "callbacks": callbacks, "privacy": PrivacyConfig("upload")}
+        federation, _ = build_federation(
+            embedded_clip, data, method, config, OptimConfig(), read_state(store), **settings
+        )
         try:
             federation.run()
         except KeyboardInterrupt:

@@ -139,7 +139,7 @@ class PFedMoAP(Method):
     def configure(self, server: ServerState, client_id: int, context: RoundContext) -> Downlink:
         # Steps 2 and 3: a client without a pool entry gets no experts and trains the plain local objective.
         experts, ids = self._experts(server, client_id, context.seed, "train", context.round, client_id)
-        return Downlink(server.shared if experts else _without_gate(server.shared), experts, expert_ids=ids)
+        return Downlink(dict(server.shared) if experts else _without_gate(server.shared), experts, expert_ids=ids)
 
     def deploy(self, server: ServerState, client_id: int, context: RoundContext) -> Downlink:
         downlink = super().deploy(server, client_id, context)

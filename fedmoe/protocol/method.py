@@ -67,7 +67,7 @@ class Method:
 
     def configure(self, server: ServerState, client_id: int, context: RoundContext) -> Downlink:
         """What a client of the cohort downloads in order to train: here all shared parameters."""
-        return Downlink(server.shared)
+        return Downlink(dict(server.shared))
 
     def admit(self, server: ServerState, update: Update) -> None:
         """Take one client's upload, also that of a late client that joins by itself: the pools' entries of the client

@@ -30,6 +30,8 @@ from fedmoe.data.sets.coop_layout import check_table
 from fedmoe.errors import UserError
 from fedmoe.features.cache import Block, FeatureCache, read_block, read_metadata
 from fedmoe.features.command import entries
+from fedmoe.federation.restore import read_state
+from fedmoe.federation.state import FederationState
 from fedmoe.io import read_jsonl
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.protocol.records import ClientState
@@ -37,7 +39,8 @@ from fedmoe.readers.array_pickle import load_arrays
 from fedmoe.readers.weights import read_checkpoint
 from fedmoe.report.run import read_run
 from fedmoe.report.tables import run_table
-from fedmoe.runs.checkpoint import FederationState, StateStore
+from fedmoe.runs.checkpoint import StateStore
+from fedmoe.server.state import Known, ServerState
 from malformed.data_sets import batch, listed, table
 from malformed.test_pickles import CALLS, GREEDY, SHELL, WAYS, long_text
 
@@ -284,23 +287,24 @@ def test_model_configurations(count: int) -> None:
 
 def save_state(folder: Path) -> None:
     prompts = [torch.full((2, 4), float(i)) for i in range(4)]
-    state = FederationState.fresh(prompts[0], 3)
-    store = StateStore(folder)
+    server = ServerState({"prompt": prompts[0]}, {"prompt": {}}, frozenset({"prompt"}))
+    state, store = FederationState(0, 3, server), StateStore(folder)
     for number in (0, 1):
-        state.round = number
-        state.server.prompt = prompts[number]
-        state.server.pool[number] = prompts[2 + number]
-        state.clients[number] = ClientState(prompts[2 + number], {"gate": torch.ones(2)}, None, (2,), 1)
-        store.save(state)
+        state.round = number + 1
+        server.shared["prompt"] = prompts[number]
+        server.pool["prompt"][number] = prompts[2 + number]
+        server.clients[number] = Known(1, (2,), state.round)
+        state.clients[number] = ClientState({"prompt": prompts[2 + number], "gate.weight": torch.ones(2)}, {}, 1)
+        store.save(state.round, *state.flatten())
 
 
 def loads_or_says(folder: Path) -> None:
     try:
-        state = StateStore(folder).load()
+        state = read_state(StateStore(folder))
     except UserError as error:
         is_sentence(error)
     else:
-        assert state is None or (len(state.clients) == 3 and state.server.prompt.shape == (2, 4))
+        assert state is None or (state.num_clients == 3 and state.server.shared["prompt"].shape == (2, 4))
 
 
 @drawn(150, 1000)
@@ -325,8 +329,8 @@ def test_states_of_other_contents(count: int) -> None:
     whole, spoilt = Path("whole"), Path("spoilt")
     save_state(whole)
     shutil.copytree(whole, spoilt)
-    newest = spoilt / "round-00001.json"
-    (spoilt / "round-00000.json").unlink()
+    newest = spoilt / "round-00002.json"
+    (spoilt / "round-00001.json").unlink()
     manifest = json.loads(newest.read_text())
     del manifest["checksum"]
 
@@ -336,7 +340,7 @@ def test_states_of_other_contents(count: int) -> None:
             changed["checksum"] = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
         newest.write_text(json.dumps(changed))
         try:
-            StateStore(spoilt).load()
+            read_state(StateStore(spoilt))
         except UserError as error:
             is_sentence(error)
 

@@ -139,9 +139,10 @@ def versions() -> list[Damage]:
     path = RUN / "run.json"
     texts = {
         "format 0": ('{"format": 0, "fedmoe": "0.0.1"}', "says format 0, written by fedmoe 0.0.1"),
+        "format 1": ('{"format": 1, "fedmoe": "0.1.0"}', "says format 1, written by fedmoe 0.1.0"),
         "format 99": ('{"format": 99, "fedmoe": "9.9"}', "says format 99, written by fedmoe 9.9"),
         "no format": ("{}", "says format None, written by fedmoe another version"),
-        "format in words": ('{"format": "1"}', "says format '1'"),
+        "format in words": ('{"format": "2"}', "says format '2'"),
         "a list": ("[]", "says format None"),
         "null": ("null", "says format None"),
         "empty": ("", "cannot be read"),
@@ -150,13 +151,13 @@ def versions() -> list[Damage]:
         "deep": (BRACKETS, "cannot be read"),
     }
     folder = Damage("run.json a folder", lambda: (path.unlink(), path.mkdir()), (str(path), "cannot be read"), ALL)
-    long = json.dumps({"format": 2, "fedmoe": "x" * 10_000 + "\n\x1b[2J"})
+    long = json.dumps({"format": 3, "fedmoe": "x" * 10_000 + "\n\x1b[2J"})
     return [
         *(
             Damage(f"run.json {name}", writes(path, text), (str(path), words), ALL)
             for name, (text, words) in texts.items()
         ),
-        Damage("run.json hostile", writes(path, long), (str(path), "says format 2"), ALL),
+        Damage("run.json hostile", writes(path, long), (str(path), "says format 3"), ALL),
         folder,
     ]
 
@@ -215,9 +216,9 @@ def states() -> list[Damage]:
     cases |= {f"json {name}": both(lambda path, c=c: writes(path, c), ".json") for name, c in contents.items()}
     cases["tensors missing"] = both(lambda path: path.unlink, ".safetensors")
     damages = [Damage(f"state: {name}", change, whole, READERS) for name, change in cases.items()]
-    for number in (0, 99, None, "1"):
+    for number in (0, 1, 99, None, "2"):
         change = both(lambda path, n=number: json_of(path, lambda m: m.update(format=n)), ".json")
-        words = (str(STATE), f"has the format {number!r}", "reads format 1")
+        words = (str(STATE), f"has the format {number!r}", "reads format 2")
         damages.append(Damage(f"state: format {number!r}", change, words, READERS))
     none = Damage("state: missing", lambda: shutil.rmtree(STATE), (str(RUN), "holds no checkpoint"), ("evaluate",))
     return [*damages, none]
@@ -232,25 +233,29 @@ def contents() -> list[Damage]:
     def manifest(**changes: Any) -> Change:
         return sealed(lambda manifest, tensors: manifest.update(changes))
 
+    def prompts(value: Callable[[torch.Tensor], torch.Tensor]) -> Change:
+        """All alike, so that nothing but the settings says that they are wrong."""
+        return sealed(lambda m, t: t.update({name: value(t[name]) for name in t if name.endswith("/prompt")}))
+
     def without(name: str) -> Change:
         return sealed(lambda manifest, tensors: tensors.pop(name) is None)
 
-    gate = "client/0/personal/query.weight"
+    gate = "client/0/parameters/gate.query.weight"
     cases = {
-        "initial of other width": tensor("initial", lambda t: t[:, :-1]),
-        "initial of other length": tensor("initial", lambda t: t[:1]),
-        "prompt of other width": tensor("server/prompt", lambda t: t[:, :-1]),
-        "prompt of other length": tensor("server/prompt", lambda t: torch.cat([t, t])),
-        "prompt of one vector": tensor("server/prompt", lambda t: t[0]),
-        "prompt of no vector": tensor("server/prompt", lambda t: t[:0]),
-        "prompt that broadcasts": tensor("server/prompt", lambda t: t[:1]),
-        "prompt of halves": tensor("server/prompt", lambda t: t.half()),
-        "prompt of integers": tensor("server/prompt", lambda t: t.long()),
-        "prompt of no numbers": tensor("server/prompt", lambda t: t * float("nan")),
-        "client's prompt of other width": tensor("client/0/prompt", lambda t: t[:, :-1]),
-        "client's prompt that broadcasts": tensor("client/0/prompt", lambda t: t[:1]),
-        "pool of other width": tensor("pool/1", lambda t: t[:, :-1]),
-        "experts of other width": tensor("client/0/experts", lambda t: t[..., :-1]),
+        "all prompts of other width": prompts(lambda t: t[..., :-1]),
+        "all prompts of other length": prompts(lambda t: t[..., :1, :]),
+        "prompt of other width": tensor("shared/prompt", lambda t: t[:, :-1]),
+        "prompt of other length": tensor("shared/prompt", lambda t: torch.cat([t, t])),
+        "prompt of one vector": tensor("shared/prompt", lambda t: t[0]),
+        "prompt of no vector": tensor("shared/prompt", lambda t: t[:0]),
+        "prompt that broadcasts": tensor("shared/prompt", lambda t: t[:1]),
+        "prompt of halves": tensor("shared/prompt", lambda t: t.half()),
+        "prompt of integers": tensor("shared/prompt", lambda t: t.long()),
+        "prompt of no numbers": tensor("shared/prompt", lambda t: t * float("nan")),
+        "client's prompt of other width": tensor("client/0/parameters/prompt", lambda t: t[:, :-1]),
+        "client's prompt that broadcasts": tensor("client/0/parameters/prompt", lambda t: t[:1]),
+        "pool of other width": tensor("pool/1/prompt", lambda t: t[:, :-1]),
+        "experts of other width": tensor("client/0/experts/prompt", lambda t: t[..., :-1]),
         "gate of other shape": tensor(gate, lambda t: t[:-1]),
         "gate of integers": tensor(gate, lambda t: t.long()),
         "all gates of other shape": sealed(
@@ -258,12 +263,12 @@ def contents() -> list[Damage]:
         ),
         "all gates missing": sealed(lambda m, t: [t.pop(name) for name in list(t) if name.endswith("query.weight")]),
         "gate missing": without(gate),
-        "gate of one more": sealed(lambda m, t: t.update({"client/0/personal/more": torch.ones(2)})),
-        "prompt missing": without("server/prompt"),
-        "initial missing": without("initial"),
-        "client's prompt missing": without("client/0/prompt"),
-        "pool of a word": sealed(lambda m, t: t.update({"pool/x": t["pool/0"]})),
-        "pool of no client": sealed(lambda m, t: t.update({"pool/7": t["pool/0"]})),
+        "gate of one more": sealed(lambda m, t: t.update({"client/0/parameters/gate.more": torch.ones(2)})),
+        "prompt missing": without("shared/prompt"),
+        "initial of an older format": sealed(lambda m, t: t.update(initial=t["shared/prompt"])),
+        "client's prompt missing": without("client/0/parameters/prompt"),
+        "pool of a word": sealed(lambda m, t: t.update({"pool/x/prompt": t["pool/0/prompt"]})),
+        "pool of no client": sealed(lambda m, t: t.update({"pool/7/prompt": t["pool/0/prompt"]})),
         "clients of 10**12": manifest(num_clients=10**12),
         "clients of words": manifest(num_clients="3"),
         "fewer clients": manifest(num_clients=2),
@@ -275,14 +280,20 @@ def contents() -> list[Damage]:
         "clients a list": manifest(clients=[]),
         "experts of words": sealed(lambda m, t: m["clients"]["0"].update(expert_ids="ab")),
         "experts of no client": sealed(lambda m, t: m["clients"]["0"].update(expert_ids=[77])),
+        "a version of words": sealed(lambda m, t: m["clients"]["0"].update(version="2")),
+        "a version to come": sealed(lambda m, t: m["clients"]["0"].update(version=3)),
+        "no version": sealed(lambda m, t: m["clients"]["0"].pop("version")),
+        "a pool of nothing": manifest(pooled=[]),
+        "a pool of another part": manifest(pooled=["prompt", "gate"]),
+        "nothing kept": manifest(kept=[]),
         "rounds of words": sealed(lambda m, t: m["clients"]["0"].update(rounds_seen="x")),
         "round of words": manifest(round="2"),
         "round of null": manifest(round=None),
         "round of half": manifest(round=1.5),
         "round of the name": manifest(round=7),
         "a negative round": manifest(round=-5),
-        "places of words": manifest(places={"initial": "ab"}),
-        "places elsewhere": manifest(places={"initial": ["../../x.safetensors", "initial"]}),
+        "places of words": manifest(places={"shared/prompt": "ab"}),
+        "places elsewhere": manifest(places={"shared/prompt": ["../../x.safetensors", "shared/prompt"]}),
         "places a list": manifest(places=[]),
         "a header of 10**12": sealed_bytes((10**12).to_bytes(8, "little") + b"{}"),
         "a header of nothing": sealed_bytes((2).to_bytes(8, "little") + b"{}"),
