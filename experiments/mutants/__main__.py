@@ -1,4 +1,4 @@
-"""Run mutmut over the files of targets.toml and report. ``python -m experiments.mutants [FILE ...]``, or `make mutants`."""
+"""`make mutants`: run mutmut over the files of targets.toml and report on it."""
 
 from __future__ import annotations
 
@@ -31,19 +31,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
     parser.add_argument("files", nargs="*", metavar="FILE", help="only these files (default: all of targets.toml)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
-    parser.add_argument("--keep", action="store_true", help="report on the last run's results, without a new one")
+    parser.add_argument("--survivors", action="store_true", help="test the last run's survivors again, no others")
+    parser.add_argument("--keep", action="store_true", help="report on the last run's results, and test nothing")
     args = parser.parse_args()
     tests = select(args.files)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     if not tests:
         console.print(f"No file of {TARGETS.name} is among {' '.join(args.files)}.")
         return 1
     start = time.perf_counter()
     if not args.keep:
-        test_mutants(tests, args.jobs)
+        survivors = [mutant.name for mutant in results(tests) if not mutant.killed] if args.survivors else []
+        if args.survivors and not survivors:
+            console.print("The last run left no survivors.")
+            return 0
+        run_mutmut(tests, args.jobs, survivors)
     mutants = list(results(tests))
     passed = report(mutants, read_equivalent(EQUIVALENT), console)
-    if mutants and not args.keep:
+    if mutants and not (args.keep or args.survivors):
         seconds = time.perf_counter() - start
         console.print(f"{seconds:.0f} s, {seconds / len(mutants):.2f} s a mutant, with {args.jobs} processes")
     return 0 if passed else 1
@@ -60,18 +65,24 @@ def select(files: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def test_mutants(tests: dict[str, list[str]], jobs: int) -> None:
-    """Make the mutants anew under ``mutants/``, and run the tests on each in a process forked from one that has
-    imported everything."""
+def run_mutmut(tests: dict[str, list[str]], jobs: int, names: Sequence[str] = ()) -> None:
+    """Run the tests on each mutant, in a process forked from one that has imported everything.
+
+    With ``names``, only on these, which the last run left under ``mutants/``; otherwise all are made anew.
+    """
     # Always the same examples, and none made smaller after a failure: verdicts do not change from run to run.
     settings.register_profile(
         "mutants", derandomize=True, database=None, deadline=None, phases=[Phase.explicit, Phase.generate]
     )
     settings.load_profile("mutants")
-    shutil.rmtree("mutants", ignore_errors=True)  # mutmut would keep verdicts of tests that have changed since
+    if names:
+        Path("mutants/mutmut-stats.json").unlink(missing_ok=True)  # which test calls what: tests were added since
+    else:
+        shutil.rmtree("mutants", ignore_errors=True)  # mutmut would keep verdicts of tests that have changed since
     config().only_mutate = list(tests)
     config().pytest_add_cli_args_test_selection = sorted({name for names in tests.values() for name in names})
-    run.main(["--max-children", str(jobs)], standalone_mode=False)
+    config().pytest_add_cli_args = ["-p", "experiments.mutants.fastest_first", "-p", "no:cacheprovider"]
+    run.main(["--max-children", str(jobs), *names], standalone_mode=False)
 
 
 def results(files: dict[str, list[str]]) -> Iterator[Mutant]:
@@ -84,7 +95,7 @@ def results(files: dict[str, list[str]]) -> Iterator[Mutant]:
             change = Change.from_diff(
                 f"{owner}.{function}" if owner else function, get_diff_for_mutant(name, path=file)
             )
-            yield Mutant(file, status_by_exit_code[code], change)
+            yield Mutant(name, file, status_by_exit_code[code], change)
 
 
 if __name__ == "__main__":

@@ -29,16 +29,15 @@ class Change:
     def from_diff(cls, function: str, diff: str) -> Change:
         """From a unified diff."""
         lines = [line for line in diff.splitlines() if not line.startswith(("---", "+++"))]
-        before, after = (
-            "\n".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in ("-", "+")
-        )
+        before, after = ("\n".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in ("-", "+"))
         return cls(function, before, after)
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A mutant that was tested; ``status`` is mutmut's word: killed, timeout, survived, no tests, ..."""
+    """A mutant that was tested; name and status are mutmut's (killed, timeout, survived, no tests, ...)."""
 
+    name: str
     file: str
     status: str
     change: Change
@@ -74,8 +73,9 @@ def report(mutants: Sequence[Mutant], equivalent: dict[Change, str], console: Co
 
 
 def _table(mutants: Sequence[Mutant], equivalent: dict[Change, str]) -> Table:
-    table = Table("file")
-    for column in ("mutants", "killed", "timed out", "survived", "of these equivalent", "killed, %"):
+    table = Table()
+    table.add_column("file", no_wrap=True)
+    for column in ("mutants", "killed", "timed out", "survived", "equivalent", "killed, %"):
         table.add_column(column, justify="right")
     for row in _rows(mutants, equivalent):
         table.add_row(*row)
