@@ -20,6 +20,7 @@ from mutmut.stats import status_by_exit_code
 from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 from rich.console import Console
 
+from experiments.mutants import plugin
 from experiments.mutants.report import Change, Mutant, read_equivalent, report
 
 TARGETS = Path(__file__).with_name("targets.toml")
@@ -81,7 +82,8 @@ def run_mutmut(tests: dict[str, list[str]], jobs: int, names: Sequence[str] = ()
         shutil.rmtree("mutants", ignore_errors=True)  # mutmut would keep verdicts of tests that have changed since
     config().only_mutate = list(tests)
     config().pytest_add_cli_args_test_selection = sorted({name for names in tests.values() for name in names})
-    config().pytest_add_cli_args = ["-p", "experiments.mutants.fastest_first", "-p", "no:cacheprovider"]
+    config().pytest_add_cli_args = ["-p", plugin.__name__, "-p", "no:cacheprovider"]
+    plugin.OWN_TESTS.update(tests)
     run.main(["--max-children", str(jobs), *names], standalone_mode=False)
 
 
