@@ -299,6 +299,11 @@ def test_the_whole_sentence_of_an_unreachable_minimum(min_size, sentence):
     assert str(error.value) == sentence
 
 
+def test_a_minimum_of_all_examples_can_be_kept():
+    (client,) = Dirichlet(0.5, min_size=20).split(split_of([0] * 20), split_of([]), 1, 1, seed=0)
+    assert client.train.tolist() == list(range(20))
+
+
 def test_as_many_clients_as_examples_can_have_one_each():
     with pytest.raises(UserError) as error:
         Dirichlet(1.0, min_size=2).split(split_of([0] * 5), split_of([]), 1, 5, seed=0)
