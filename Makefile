@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint types smoke bench embedded-clip clean
+.PHONY: help setup quickstart test lint types smoke mutants bench embedded-clip clean
 
 help:  ## explain the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ types: setup  ## static types
 
 smoke: setup  ## a federated run of two rounds through the command line, in seconds
 	$(RUN) -m fedmoe.cli fit --config configs/smoke.yaml --output.overwrite=true
+
+mutants: setup  ## change the code, one place at a time, and list what no test notices (FILES= SURVIVORS=1)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev,mutants]"
+	OMP_NUM_THREADS=1 $(RUN) -m experiments.mutants $(FILES) $(if $(SURVIVORS),--survivors)
 
 reproduce-%: setup  ## a table or figure of the paper: reproduce-table2 (DATA= PRESET= SEEDS= ROUNDS= CLIENTS= JOBS= WANDB= OUT=)
 	$(RUN) -m experiments.reproduce $* $(if $(DATA),--data $(DATA)) $(if $(PRESET),--preset $(PRESET)) \

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from fedmoe.errors import UserError
 from fedmoe.models.functional import attend, average_pool, combine, local_logits, moe_logits, pool
-from fedmoe.models.gating import AttentionGate
+from fedmoe.models.gating import AttentionGate, Gate, LinearGate
 
 
 def features(*shape: int, seed: int = 0) -> Tensor:
@@ -173,6 +174,13 @@ def test_all_parameters_get_gradients() -> None:
 @pytest.mark.parametrize(
     ("feature_dim", "gating_dim", "heads", "words"),
     [
+        (
+            12,
+            5,
+            1,
+            ["method.gating_dim is 5, which does not divide CLIP's feature width 12; valid are 1, 2, 3, 4, 6, 12."],
+        ),
+        (24, 12, 5, ["method.heads is 5, which does not divide method.gating_dim = 12; valid are 1, 2, 3, 4, 6, 12."]),
         (1024, 100, 8, ["method.gating_dim is 100", "1024", "64, 128, 256"]),
         (1024, 2048, 8, ["method.gating_dim is 2048", "1024"]),
         (1024, 0, 8, ["method.gating_dim is 0"]),
@@ -185,3 +193,65 @@ def test_widths_that_do_not_divide_are_refused(feature_dim: int, gating_dim: int
         AttentionGate(feature_dim, gating_dim, heads)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_defaults_are_the_paper_s() -> None:
+    """Section 4.1: width 128, 8 heads; the release's scale of 10."""
+    image, text = features(3, 512), features(4, 5, 512, seed=1)
+    plain = AttentionGate(512, generator=torch.Generator().manual_seed(3))
+    assert (plain.gating_dim, plain.heads, plain.scale) == (128, 8, 10.0)
+    named = AttentionGate(512, 128, 8, 10.0, torch.Generator().manual_seed(3), "stride")
+    assert torch.equal(plain(image, text), named(image, text))
+
+
+@pytest.mark.parametrize("make", [lambda: AttentionGate(6, 1, heads=1), lambda: LinearGate(6, 1, num_experts=2)])
+def test_a_single_pooled_coordinate_is_enough(make) -> None:
+    ours, image, text = make(), features(3, 6), features(3, 4, 6, seed=1)
+    assert ours.pool(image).tolist() == image[:, :1].tolist()
+    assert ours(image, text).shape == (3, 4, 1)
+    torch.testing.assert_close(ours.similarity(image, text), image[:, :1] * ours(image, text)[..., 0])
+
+
+def linear_gate(seed: int = 3, **more: str) -> LinearGate:
+    return LinearGate(64, 32, 4, torch.Generator().manual_seed(seed), **more)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "reduce"), [("stride", lambda x: x[..., ::2]), ("average", lambda x: F.avg_pool1d(x, 2))]
+)
+@pytest.mark.parametrize("experts", [1, 2, 5])
+def test_linear_gate_is_a_softmax_of_a_linear_map(experts: int, pooling: str, reduce) -> None:
+    """One image and class at a time; experts that are not at hand take no part."""
+    ours, image, text = linear_gate(pooling=pooling), features(3, 64), features(experts, 6, 64, seed=1)
+    small_image, small_text = reduce(image), reduce(text)
+    weight, bias = ours.projection.weight.detach(), ours.projection.bias.detach()
+    mixed, weights, similarity = ours(image, text), ours.attention(image, text), ours.similarity(image, text)
+    assert mixed.shape == (3, 6, 32)
+    assert weights.shape == (3, 6, 1, experts)
+    for b in range(3):
+        scores = [float(weight[k] @ small_image[b] + bias[k]) for k in range(experts)]
+        expected = np.exp(scores) / np.exp(scores).sum()
+        for c in range(6):
+            assert weights[b, c, 0].tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+            by_hand = sum(w * small_text[k, c] for k, w in enumerate(expected.tolist()))
+            torch.testing.assert_close(mixed[b, c], by_hand)
+            torch.testing.assert_close(similarity[b, c], small_image[b] @ by_hand)
+
+
+def test_linear_gate_has_a_row_for_each_expert_and_the_local_one() -> None:
+    torch.manual_seed(11)
+    expected = nn.Linear(32, 5)  # draws from the global generator
+    before = torch.get_rng_state()
+    ours = linear_gate(seed=11)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(ours.projection.weight, expected.weight)
+    assert torch.equal(ours.projection.bias, expected.bias)
+    assert ours.pooling == LinearGate(64, 32, 4, None, "stride").pooling == "stride"
+    with pytest.raises(UserError, match=r"method\.gating_dim is 5, which does not divide CLIP's feature width 64"):
+        LinearGate(64, 5, 4)
+
+
+@pytest.mark.parametrize("make", [gate, linear_gate])
+def test_a_gate_keeps_its_widths(make) -> None:
+    ours: Gate = make()
+    assert (ours.feature_dim, ours.gating_dim) == (64, 32)

@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from streams import stream
 
 from fedmoe.data import (
     IID,
@@ -32,6 +33,7 @@ from fedmoe.data import (
     partition_summary,
 )
 from fedmoe.data.base import RawData
+from fedmoe.data.partition import MinimumNotReached, dirichlet_split
 from fedmoe.errors import UserError
 from fedmoe.report.partition_view import show_partition
 from fedmoe.seeds import derive, numpy_generator, torch_generator
@@ -236,6 +238,92 @@ def test_another_process_gets_the_same_split_without_torch():
     assert other.stdout.strip() == digest.hexdigest()
 
 
+def test_dirichlet_deals_by_running_sums_of_its_shares():
+    """Worked out anew with lists, one class and one client after another, from the documented streams."""
+    train, test, seed = np.arange(90) % 3, np.arange(45) % 3, 5
+    shares = stream('[5,"partition","dirichlet","shares"]').dirichlet([2.0] * 4, size=3)  # the first draw is enough
+    clients = Dirichlet(2.0, min_size=1).split(split_of(train), split_of(test), 3, 4, seed)
+    for part, labels in (("train", train), ("test", test)):
+        generator, expected = stream(f'[5,"partition","dirichlet","{part}"]'), [[] for _ in range(4)]
+        for label in range(3):
+            members = generator.permutation([i for i in range(len(labels)) if labels[i] == label]).tolist()
+            cuts = [round(len(members) * float(sum(shares[label, :i]))) for i in range(4)] + [len(members)]
+            for i in range(4):
+                expected[i] += members[cuts[i] : cuts[i + 1]]
+        assert [getattr(client, part).tolist() for client in clients] == [sorted(part) for part in expected]
+
+
+def test_pathological_classes_are_cut_from_one_permutation():
+    every_class = split_of(np.arange(30) % 10)
+    order = stream('[5,"partition","pathological"]').permutation(10).tolist()
+    clients = Pathological().split(every_class, every_class, 10, 4, seed=5)
+    # ten classes over four clients: 3, 3, 2, 2
+    for client, owned in zip(clients, (order[:3], order[3:6], order[6:8], order[8:]), strict=True):
+        expected = [i for i in range(30) if i % 10 in owned]
+        assert client.train.tolist() == client.test.tolist() == expected
+
+
+def test_iid_is_cut_from_one_permutation_for_each_split():
+    train, test = split_of([0] * 10), split_of([0] * 7)
+    clients = IID().split(train, test, 1, 3, seed=5)
+    for part, sizes in (("train", (4, 3, 3)), ("test", (3, 2, 2))):
+        order = stream(f'[5,"partition","iid","{part}"]').permutation(sum(sizes)).tolist()
+        for client, size in zip(clients, sizes, strict=True):
+            assert getattr(client, part).tolist() == sorted(order[:size])
+            order = order[size:]
+
+
+def test_iid_may_give_each_client_one_example():
+    clients = IID().split(split_of([0, 1, 0]), split_of([]), 2, 3, seed=0)
+    assert sorted(client.train.tolist() for client in clients) == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("min_size", "sentence"),
+    [
+        (
+            10,
+            "partition.min_size is 10, but in 1000 draws of Dir(0.001) over 2 clients and 20 training examples the "
+            "smallest client never had more than 0; valid is a larger partition.alpha, or fewer federation.clients.",
+        ),
+        (
+            11,
+            "partition.min_size is 11, but 20 training examples cannot give 2 clients 11 each; valid is at most 10, "
+            "or federation.clients of at most 1.",
+        ),
+    ],
+)
+def test_the_whole_sentence_of_an_unreachable_minimum(min_size, sentence):
+    with pytest.raises(UserError) as error:
+        Dirichlet(0.001, min_size).split(split_of([0] * 20), split_of([]), 1, 2, seed=0)
+    assert str(error.value) == sentence
+
+
+def test_a_minimum_of_all_examples_can_be_kept():
+    (client,) = Dirichlet(0.5, min_size=20).split(split_of([0] * 20), split_of([]), 1, 1, seed=0)
+    assert client.train.tolist() == list(range(20))
+
+
+def test_as_many_clients_as_examples_can_have_one_each():
+    with pytest.raises(UserError) as error:
+        Dirichlet(1.0, min_size=2).split(split_of([0] * 5), split_of([]), 1, 5, seed=0)
+    assert str(error.value) == (
+        "partition.min_size is 2, but 5 training examples cannot give 5 clients 2 each; valid is at most 1, or "
+        "federation.clients of at most 2."
+    )
+
+
+def test_an_unreachable_minimum_says_how_far_the_draws_came():
+    one_class = np.zeros(20, dtype=np.int64)
+    with pytest.raises(MinimumNotReached) as caught:
+        dirichlet_split(one_class, one_class[:0], 1, 2, 0.001, 10, seed=0)
+    assert caught.value.best == 0
+    assert caught.value.args == (0,)
+    with pytest.raises(MinimumNotReached) as caught:  # nothing is drawn
+        dirichlet_split(one_class, one_class[:0], 1, 3, 1.0, 7, seed=0)
+    assert caught.value.best == 0
+
+
 @pytest.mark.parametrize(
     ("make", "clients", "sentence"),
     [
@@ -293,6 +381,7 @@ def test_a_faulty_partition_class_is_found(clients, sentence):
     with pytest.raises(UserError) as error:
         partition_dataset(Labels([0, 1, 2, 3], [0, 1]), Fixed(clients), 2, seed=0)
     assert sentence in str(error.value)
+    assert str(error.value).startswith(("The partition Fixed ", "Under the partition Fixed, "))
 
 
 def test_pathological_client_whose_classes_have_no_examples():

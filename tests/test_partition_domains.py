@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from streams import derived
 
 from fedmoe.data import IID, Digits, Dirichlet, Pathological, partition_dataset, partition_summary
 from fedmoe.data.base import DataSet, RawData, Split
@@ -247,3 +248,114 @@ def test_a_domain_that_no_draw_suits_is_named():
         partition_dataset(data, DomainDirichlet(alpha=1e-4, min_size=6), 5, seed=0)
     assert "of the 30 training examples of the domain 'air' (the best gave 0); valid is a larger" in str(error.value)
     assert "partition.clients_per_domain" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "per_domain", "sentence"),
+    [
+        (
+            lambda: DomainDirichlet(clients_per_domain=1),
+            2,
+            "federation.clients is 2, but DomainDirichlet gives each of the 3 domains of the data set 'domains' 1 "
+            "client (partition.clients_per_domain); valid is 3.",
+        ),
+        (
+            lambda: DomainDirichlet(clients_per_domain=2),
+            2,
+            "federation.clients is 2, but DomainDirichlet gives each of the 3 domains of the data set 'domains' 2 "
+            "clients (partition.clients_per_domain); valid is 6.",
+        ),
+        (
+            lambda: DomainDirichlet(clients_per_domain=30, min_size=2),
+            90,
+            "partition.min_size is 2, but the domain 'sea' has 30 training examples, too few for 30 clients of 2 "
+            "each; valid is at most 1, or partition.clients_per_domain of at most 15.",
+        ),
+        (
+            lambda: DomainDirichlet(clients_per_domain=40, min_size=4),
+            120,
+            "partition.min_size is 4, but the domain 'sea' has 30 training examples, too few for 40 clients of 4 "
+            "each; valid is partition.clients_per_domain of at most 7.",
+        ),
+    ],
+)
+def test_whole_sentences(data, make, per_domain, sentence):
+    with pytest.raises(UserError) as error:
+        partition_dataset(data, make(), per_domain, seed=0)
+    assert str(error.value) == sentence
+
+
+def test_a_minimum_that_was_nearly_reached_is_offered():
+    """Five clients of 31 examples in a thousand draws of Dir(0.3): nobody will get just 6, or 7 one of them."""
+    one_class = Domains(train_pairs=[(0, 1)] * 31, test_pairs=[])
+    with pytest.raises(UserError) as error:
+        partition_dataset(one_class, DomainDirichlet(alpha=0.3, clients_per_domain=5, min_size=6), 5, seed=0)
+    message = str(error.value)
+    reached = int(message.split("(the best gave ")[1].split(")")[0])
+    assert 0 < reached < 6
+    assert message == (
+        "partition.min_size is 6, but no draw of Dir(0.3) over 5 clients gave each that many of the 31 training "
+        f"examples of the domain 'air' (the best gave {reached}); valid is at most {reached}, a larger "
+        "partition.alpha, or fewer partition.clients_per_domain."
+    )
+    offered = DomainDirichlet(alpha=0.3, clients_per_domain=5, min_size=reached)
+    clients = partition_dataset(one_class, offered, 5, seed=0)
+    assert min(len(client.train) for client in clients) == reached
+
+
+def test_domains_without_names_go_by_their_numbers():
+    with pytest.raises(UserError) as error:
+        OneDomainPerClient().split(split_of([0, 1], [0, 1]), split_of([0, 0], [1, 2]), 2, 2, seed=0)
+    assert str(error.value) == (
+        "The domain '2' of the data has test examples but no training example, so OneDomainPerClient can give it to "
+        "no client; every domain needs both."
+    )
+
+
+def test_without_examples_there_are_no_domains():
+    assert OneDomainPerClient().split(split_of([], []), split_of([], []), 2, 0, seed=0) == []
+    with pytest.raises(UserError) as error:
+        OneDomainPerClient().split(split_of([], []), split_of([], []), 2, 1, seed=0)
+    assert str(error.value) == (
+        "federation.clients is 1, but OneDomainPerClient gives each of the 0 domains of the data to one client; valid "
+        "is 0."
+    )
+
+
+def without_domains(labels):
+    return Split(np.array(labels, dtype=np.int64), lambda i: Image.new("RGB", (2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        (without_domains([0, 1]), split_of([0], [0])),
+        (split_of([0, 1], [0, 0]), without_domains([0])),
+        (without_domains([0, 1]), without_domains([])),
+    ],
+)
+def test_either_split_without_domains_is_refused(train, test):
+    with pytest.raises(UserError, match="but the data has no domains; valid is data with domains"):
+        OneDomainPerClient().split(train, test, 2, 1, seed=0)
+
+
+@pytest.mark.parametrize(
+    "partition", [OneDomainPerClient(), DomainDirichlet(1.0, 1, 1)], ids=lambda p: type(p).__name__
+)
+def test_an_empty_test_split_needs_no_domains(partition):
+    clients = partition.split(split_of([0, 1, 1], [0, 1, 1]), without_domains([]), 2, 2, seed=0)
+    assert [client.train.tolist() for client in clients] == [[0], [1, 2]]
+    assert [client.test.tolist() for client in clients] == [[], []]
+    assert all(client.test.dtype == np.int64 for client in clients)
+
+
+def test_a_domain_is_dealt_out_as_dirichlet_does_with_the_domain_s_own_seed():
+    train, test = (split_of(np.arange(n) % 4, np.arange(n) // 4 % 3) for n in (360, 120))
+    clients = DomainDirichlet(alpha=0.7, clients_per_domain=3, min_size=2).split(train, test, 4, 9, seed=5)
+    for domain in range(3):
+        own = [np.flatnonzero(part.domains == domain) for part in (train, test)]
+        alone = [Split(part.labels[index], part.image) for part, index in zip((train, test), own, strict=True)]
+        expected = Dirichlet(0.7, 2).split(*alone, 4, 3, seed=derived(f'[5,"partition","domain",{domain}]'))
+        for client, one in zip(clients[3 * domain : 3 * domain + 3], expected, strict=True):
+            assert client.train.tolist() == own[0][one.train].tolist()
+            assert client.test.tolist() == own[1][one.test].tolist()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import sys
 
+import mpmath
 import numpy as np
 import pytest
 import torch
+from opacus.accountants import RDPAccountant
 from opacus.accountants.analysis import gdp, rdp
 from scipy.integrate import quad
 from scipy.stats import norm
@@ -34,6 +36,44 @@ def test_noise_meets_the_budget_exactly(epsilon: float, delta: float) -> None:
     assert found == pytest.approx(delta, rel=1e-6)
 
 
+def precise_delta(epsilon: mpmath.mpf, mu: mpmath.mpf) -> mpmath.mpf:
+    """Balle and Wang's theorem 8 as it is printed, in 60 digits."""
+    with mpmath.workdps(60):
+        epsilon, mu = mpmath.mpf(epsilon), mpmath.mpf(mu)
+        return mpmath.ncdf(mu / 2 - epsilon / mu) - mpmath.exp(epsilon) * mpmath.ncdf(-mu / 2 - epsilon / mu)
+
+
+@pytest.mark.parametrize(("epsilon", "delta"), [*BUDGETS, (1e-2, 1e-6), (1e-3, 1e-5), (1e-4, 1e-8)])
+def test_noise_is_precise_where_it_is_large(epsilon: float, delta: float) -> None:
+    mu = 1 / noise_multiplier(epsilon, delta)
+    with mpmath.workdps(60):
+        expected = mpmath.findroot(lambda mu: precise_delta(epsilon, mu) - delta, mu)
+        assert abs(mu / expected - 1) < 2e-11
+
+
+@pytest.mark.parametrize(("epsilon", "delta"), [(1e-6, 1e-9), (1e-5, 1e-9)])
+def test_noise_of_a_million_times_the_sensitivity_has_eight_digits(epsilon: float, delta: float) -> None:
+    mu = 1 / noise_multiplier(epsilon, delta)  # the delta itself is known to some nine digits here
+    with mpmath.workdps(60):
+        expected = mpmath.findroot(lambda mu: precise_delta(epsilon, mu) - delta, mu)
+        assert abs(mu / expected - 1) < 1e-8
+
+
+@pytest.mark.parametrize(
+    ("multiplier", "delta"), [(1.0, 1e-5), (300.0, 1e-4), (1e3, 1e-6), (1e4, 1e-6), (1e4, 1e-5), (1e5, 1e-6)]
+)
+def test_a_total_is_precise_where_it_is_small(multiplier: float, delta: float) -> None:
+    epsilon = total_epsilon(multiplier, 1, delta)
+    with mpmath.workdps(60):
+        expected = mpmath.findroot(lambda epsilon: precise_delta(epsilon, 1 / multiplier) - delta, epsilon)
+        assert abs(epsilon / expected - 1) < 5e-11
+
+
+def test_a_delta_is_never_negative() -> None:
+    """Here rounding makes exp(epsilon) Phi(...) the larger of the two terms."""
+    assert gaussian_delta(4.86881270476528e-11, 1.453056644298377e-12) >= 0
+
+
 def test_the_classical_rule_asks_for_more_noise_up_to_epsilon_1() -> None:
     for epsilon in (0.1, 0.5, 1.0):
         assert noise_multiplier(epsilon, 1e-5) < math.sqrt(2 * math.log(1.25 / 1e-5)) / epsilon
@@ -43,6 +83,8 @@ def test_no_budget_asks_for_no_noise() -> None:
     assert noise_multiplier(math.inf, 0.05) == 0
     assert total_epsilon(0.0, 3, 0.05) == math.inf
     assert total_epsilon(0.0, 0, 0.05) == total_epsilon(1.0, 0, 0.05) == 0
+    assert opacus_epsilon(0.0, 3, 0.05) == math.inf
+    assert opacus_epsilon(0.0, 0, 0.05) == opacus_epsilon(1.0, 0, 0.05) == 0
 
 
 @pytest.mark.parametrize(("multiplier", "releases", "delta"), [(1.0, 1, 1e-5), (4.0, 50, 1e-5), (0.5, 10, 0.05)])
@@ -68,6 +110,29 @@ def test_the_accountant_of_opacus_bounds_the_total_from_above(multiplier: float,
     assert found == pytest.approx(float(best), rel=1e-3)
     exact = total_epsilon(multiplier, releases, delta)
     assert found is not None and exact < found < 1.3 * exact
+
+
+@pytest.mark.parametrize(("multiplier", "releases"), [(0.1166, 10), (4.0, 50), (30.0, 50)])
+def test_the_accountant_of_opacus_gets_a_hundred_orders_a_decade(multiplier: float, releases: int) -> None:
+    accountant = RDPAccountant()
+    for _ in range(releases):
+        accountant.step(noise_multiplier=multiplier, sample_rate=1.0)
+    expected = accountant.get_epsilon(1e-5, alphas=list(1 + np.logspace(-4, 4, 801)))
+    assert opacus_epsilon(multiplier, releases, 1e-5) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:Optimal order is the")
+def test_the_orders_reach_from_a_ten_thousandth_to_ten_thousand() -> None:
+    """Where the best order a lies beyond either end, the end is taken.
+
+    A Gaussian's Renyi divergence of order a is a mu^2 / 2 (Mironov, 2017). From there Opacus comes to
+    epsilon = a mu^2 / 2 + ln((a - 1) / a) - (ln delta + ln a) / (a - 1).
+    """
+    for multiplier, order in ((1e-6, 1 + 1e-4), (1e6, 1 + 1e4)):
+        expected = (
+            order / multiplier**2 / 2 + math.log((order - 1) / order) - (math.log(1e-5) + math.log(order)) / (order - 1)
+        )
+        assert opacus_epsilon(multiplier, 1, 1e-5) == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_accountant_of_opacus_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from streams import stream
 
 from fedmoe.server.aggregation import weighted_mean
 from fedmoe.server.experts import nearest_experts, random_experts
@@ -30,6 +31,25 @@ def test_cohorts_differ_between_rounds_and_seeds_and_reach_everybody() -> None:
     assert len(set(cohorts)) > 50
     assert cohorts[0] != sample_cohort(20, 0.25, seed=4, round=1)
     assert set().union(*cohorts) == set(range(20))
+
+
+def test_a_cohort_is_drawn_from_its_own_stream() -> None:
+    drawn = stream('[3,"cohort",7]').choice(20, size=5, replace=False)
+    assert sample_cohort(20, 0.25, seed=3, round=7) == tuple(sorted(drawn.tolist()))
+
+
+def test_weighted_mean_is_summed_in_float64() -> None:
+    large = [torch.tensor([value]) for value in (1e8, 3.0, -1e8)]  # in float32, 1e8 + 3 is 1e8
+    mean = weighted_mean(large, [1, 1, 1])
+    assert mean.dtype == torch.float32
+    assert mean.tolist() == [1.0]
+    assert weighted_mean([prompt.double() for prompt in large], [1, 1, 1]).dtype == torch.float64
+
+
+@pytest.mark.parametrize("weights", [[1], [1, 2, 3]])
+def test_each_prompt_needs_one_weight(weights: list[int]) -> None:
+    with pytest.raises(ValueError):
+        weighted_mean([torch.zeros(1, 1), torch.ones(1, 1)], weights)
 
 
 def test_weighted_mean_by_hand() -> None:
@@ -58,6 +78,11 @@ def test_nearest_by_hand() -> None:
     assert nearest_experts({4: pool[4]}, 4, 3) == []
 
 
+def test_ties_among_many_go_by_id() -> None:
+    pool = {client: torch.tensor([[float(client > 300)]]) for client in range(600)}
+    assert nearest_experts(pool, 5, 599) == [*(i for i in range(301) if i != 5), *range(301, 600)]
+
+
 @given(st.integers(2, 12), st.integers(0, 12), st.integers(0, 2**32))
 def test_nearest_takes_the_smallest_distances(size: int, count: int, seed: int) -> None:
     values = np.random.default_rng(seed).normal(size=(size, 3, 2)).astype(np.float32)
@@ -74,6 +99,14 @@ def test_random_experts_are_distinct_others(size: int, count: int, seed: int) ->
     assert len(set(chosen)) == len(chosen) == min(count, size - 1)
     assert set(chosen) <= set(range(1, size))
     assert chosen == random_experts(pool, 0, count, (seed,))
+
+
+def test_random_experts_are_drawn_from_their_own_stream() -> None:
+    pool = {client: torch.zeros(1, 1) for client in (9, 4, 7, 1, 3)}
+    others = [1, 3, 7, 9]
+    drawn = stream('[0,"experts",5,2,4]').choice(4, size=3, replace=False)
+    assert random_experts(pool, 4, 3, (5, 2, 4)) == [others[i] for i in drawn]
+    assert random_experts(pool, 4, 3) == random_experts(pool, 4, 3, (0,))
 
 
 def test_random_experts_are_uniform() -> None:
