@@ -36,7 +36,8 @@ def run(command: Callable[[], int]) -> NoReturn:
     _open_standard_streams()
     sys.stdout, sys.stderr = _unfailing(1, sys.stdout), _unfailing(2, sys.stderr)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _on_signal)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell starts its background jobs
+            signal.signal(number, _on_signal)
     os.register_at_fork(after_in_child=_as_in_any_process)  # workers leave the sentence to their parent
     sys.unraisablehook = _on_unraisable
     code = 1
@@ -79,6 +80,9 @@ def _on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def _leave() -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # the signal may have come while it was written to
+            stream.flush()
     _say()
     os._exit(128 + _Stop.number)
 
