@@ -157,8 +157,9 @@ def test_text_from_outside_is_neither_markup_nor_control(capsys: pytest.CaptureF
 @pytest.mark.xfail(strict=True, reason="fedmoe.methods and fedmoe.protocol.method still import torch at the top")
 def test_help_and_mistakes_import_no_torch() -> None:
     heavy = {"torch", "lightning", "matplotlib", "wandb", "sklearn", "open_clip", "scipy"}
-    script = "import json, sys\nfrom fedmoe.cli import main\ntry:\n    code = main(sys.argv[1:])\nexcept SystemExit as stop:\n"
-    script += "    code = stop.code\nprint(json.dumps([code, sorted(sys.modules)]), file=sys.stderr)"
+    script = "import json, sys\nfrom fedmoe.cli import main\ntry:\n    code = main(sys.argv[1:])\n"
+    script += "except SystemExit as stop:\n    code = stop.code\n"
+    script += "print(json.dumps([code, sorted(sys.modules)]), file=sys.stderr)"
     for args, code in (["fit", "--help"], 0), (["--help"], 0), (["fit", "--method.num_expert=3"], 2):
         command = [sys.executable, "-c", script, *args]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
