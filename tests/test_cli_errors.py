@@ -11,9 +11,11 @@ import jsonargparse
 import pytest
 
 from fedmoe import cli
-from fedmoe.data import IID, Dirichlet, Partition
+from fedmoe.cli.settings import GROUPS
+from fedmoe.cli.values import REQUIRED, known_subclasses, settings_of
+from fedmoe.data import IID, DataSet, Dirichlet, Partition
 from fedmoe.errors import UserError
-from fedmoe.methods import PromptFL
+from fedmoe.methods import Method, PromptFL
 
 ROOT = Path(__file__).parent.parent
 
@@ -447,6 +449,18 @@ def test_the_reader_refuses_what_jsonargparse_refuses():
     values = ["abc", "3", "0.5", "true", "{a: 1}", "float16"]
     args = [f"--{key}={values[(i + j) % len(values)]}" for i, key in enumerate(keys) for j in (0, 1)]
     assert [arg for arg in args if verdict(ours, arg) != verdict(plain, arg)] == []
+
+
+def test_the_reader_knows_the_settings_that_jsonargparse_knows():
+    """Names and defaults of every group and every class, which the reader takes from the types by itself."""
+    owners = [cls for base in (DataSet, Partition, Method) for cls in known_subclasses(base)]
+    assert len(owners) > 20
+    for owner in [*owners, *GROUPS.values()]:
+        parser = jsonargparse.ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(owner)
+        known = {key: value for key, value in vars(parser.get_defaults().as_flat()).items()}
+        ours = {key: None if s.default is REQUIRED else s.default for key, s in settings_of(owner).items()}
+        assert ours == known, owner
 
 
 def test_help_is_printed(capsys):

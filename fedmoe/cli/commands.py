@@ -46,8 +46,8 @@ def _command(name: str) -> Callable[[Namespace, Console], int | None]:
     if name in ("-h", "--help"):
         parser = argparse.ArgumentParser(prog="python -m fedmoe.cli", description=__doc__)
         commands = parser.add_subparsers(title="commands, each with a --help of its own", metavar="command")
-        for command, about in COMMANDS.items():
-            commands.add_parser(command, help=about)
+        for command, takes in COMMANDS.items():
+            commands.add_parser(command, help=takes.about)
         parser.parse_args([name])
     if not name:
         raise sentence(f"No command is given; valid is {either(COMMANDS)}.")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -11,14 +12,14 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from fedmoe.cli.reader import Reader
-from fedmoe.cli.values import REQUIRED, Setting, sentence, settings_of, shown
+from fedmoe.cli.values import REQUIRED, Setting, is_group, sentence, shown, with_groups
 from fedmoe.errors import UserError, printable
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the settings' docstrings are their help
 
 
 class CommandParser:
-    """Declares the options of a command and parses them.
+    """Parses the arguments of a command.
 
     Every setting is first read by ``Reader``, which stops at the first mistake; jsonargparse's parser, which takes
     longer to build, is built when there is none, and for help. Options are never abbreviated. Where a later setting
@@ -26,46 +27,41 @@ class CommandParser:
 
     Args:
         name: of the command, as it is typed.
-        preset: arguments that precede the user's. Default classes belong here: jsonargparse would carry the settings
-            of a default in the parser over to the class that the user chooses.
+        about: its help.
+        options: its settings by name; those of a group have the group's name before theirs.
+        positionals: its settings without name, in their order.
+        preset: arguments that precede the user's, for a command that takes files of settings. Default classes belong
+            here: jsonargparse would carry the settings of a default in the parser over to the class that the user
+            chooses.
     """
 
-    def __init__(self, name: str, description: str, preset: Sequence[str] = ()) -> None:
-        self.name, self.preset = name, preset
-        self.options: dict[str, Setting] = {}
-        self.positionals: dict[str, tuple[Any, str]] = {}  # type and help by name
-        self._calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-        self._description = description
-
-    def option(self, name: str, hint: Any, help: str, default: Any = REQUIRED) -> None:
-        self.options[name] = Setting(hint, default)
-        given = {} if default is REQUIRED else {"default": default}
-        self._calls.append(("add_argument", (f"--{name}",), {"type": hint, "help": help, **given}))
-
-    def group(self, name: str, cls: type) -> None:
-        """The fields of a dataclass as options below ``name``."""
-        self.options |= {f"{name}.{key}": setting for key, setting in settings_of(cls).items()}
-        self._calls.append(("add_class_arguments", (cls, name), {}))
-
-    def positional(self, name: str, hint: Any, help: str) -> None:
-        self.positionals[name] = (hint, help)
-        self._calls.append(("add_argument", (name,), {"type": hint, "help": help}))
-
-    def config(self) -> None:
-        """The option for files of settings, and the one that prints the result."""
-        help = "YAML file of settings; several may follow each other"
-        self._calls.append(("add_argument", ("--config",), {"action": "config", "help": help}))
+    def __init__(
+        self,
+        name: str,
+        about: str,
+        options: Mapping[str, Setting],
+        positionals: Mapping[str, Setting],
+        preset: Sequence[str] = (),
+    ) -> None:
+        self.name, self.about, self.preset = name, about, preset
+        self.declared, self.positionals = options, positionals
+        self.options = with_groups(options)
 
     @cached_property
     def jsonargparse(self) -> ArgumentParser:
-        parser = ArgumentParser(
-            prog=f"python -m fedmoe.cli {self.name}".strip(),
-            description=self._description,
-            exit_on_error=False,
-            allow_abbrev=False,
-        )
-        for method, args, kwargs in self._calls:
-            getattr(parser, method)(*args, **kwargs)
+        prog = f"python -m fedmoe.cli {self.name}".strip()
+        parser = ArgumentParser(prog=prog, description=self.about, exit_on_error=False, allow_abbrev=False)
+        if self.preset:
+            files = "YAML file of settings; several may follow each other"
+            parser.add_argument("--config", action="config", help=files)
+        for name, setting in self.positionals.items():
+            parser.add_argument(name, type=setting.hint, help=setting.help)
+        for name, setting in self.declared.items():
+            if is_group(setting.hint):
+                parser.add_class_arguments(setting.hint, name)
+            else:
+                default = {} if setting.default is REQUIRED else {"default": setting.default}
+                parser.add_argument(f"--{name}", type=setting.hint, help=setting.help, **default)
         return parser
 
     def parse_args(self, args: Sequence[str]) -> Namespace:
@@ -78,7 +74,7 @@ class CommandParser:
         asks_for_help = any(
             arg == "-h" or (arg.startswith("--") and arg.partition("=")[0].endswith("help")) for arg in args
         )
-        notes = [] if asks_for_help else Reader(self.name, self.options, self.positionals).read(args)
+        notes = [] if asks_for_help else Reader(self.name, self.options, self.positionals, bool(self.preset)).read(args)
         try:
             parsed = self.jsonargparse.parse_args(args)
         except ArgumentError as error:  # what the reader let pass: in jsonargparse's words
@@ -106,9 +102,9 @@ class CommandParser:
         with _user_error():
             return self.jsonargparse.instantiate(settings, instantiators=[(build, object, True)])
 
-    def dump(self, settings: Namespace) -> str:
-        """The settings as YAML, defaults included."""
-        return self.jsonargparse.dump(settings, skip_unset=False)  # null is a setting, too
+    def plain(self, settings: Namespace) -> dict[str, Any]:
+        """The settings as nested plain values, defaults included."""
+        return json.loads(self.jsonargparse.dump(settings, format="json", skip_unset=False))  # null is a setting, too
 
 
 @contextmanager

@@ -41,13 +41,14 @@ class Reader:
     Args:
         command: its name.
         options: its settings by dotted name.
-        positionals: type and help of each by name.
+        positionals: its settings without name, in their order.
+        takes_files: whether it has the option ``--config``.
     """
 
     def __init__(
-        self, command: str, options: Mapping[str, Setting], positionals: Mapping[str, tuple[Any, str]]
+        self, command: str, options: Mapping[str, Setting], positionals: Mapping[str, Setting], takes_files: bool
     ) -> None:
-        self.command, self.options = command, options
+        self.command, self.options, self.takes_files = command, options, takes_files
         self.expected = list(positionals.items())
         self.rest: list[str] = []  # of the command line
         self.chosen: dict[str, _Choice] = {}
@@ -69,8 +70,8 @@ class Reader:
                 self._option(*token.partition("="))
             else:
                 self._positional(token)
-        for name, (_, about) in self.expected[:1]:
-            raise sentence(f"The command {self.command} needs {name} ({about}); none is given.")
+        for name, setting in self.expected[:1]:
+            raise sentence(f"The command {self.command} needs {name} ({setting.help}); none is given.")
         for key, choice in self.chosen.items():
             for name, setting in settings_of(choice.owner).items():
                 if setting.default is REQUIRED and name not in choice.given:
@@ -84,7 +85,7 @@ class Reader:
         value: Any = Text(text)
         if not equals:
             value = Text(self.rest.pop(0)) if self.rest and not _is_option(self.rest[0]) else _NOTHING
-        if option == "--config" and "seed" in self.options:
+        if option == "--config" and self.takes_files:
             self._config(value)
         elif option.startswith("--"):
             self._setting("", option[2:], value)
@@ -97,9 +98,9 @@ class Reader:
             near = self._near(name) if equals else []
             end = _suggest([f"{known}={text}" for known in near], "--")
             raise sentence(f"{token!r} is not expected; settings are written --key=value", end)
-        name, (hint, _) = self.expected.pop(0)
-        if not fits(hint, Text(token)):
-            raise self._wrong(name, token, hint)
+        name, setting = self.expected.pop(0)
+        if not fits(setting.hint, Text(token)):
+            raise self._wrong(name, token, setting.hint)
 
     def _config(self, value: Any) -> None:
         if value is _NOTHING or not value:

@@ -1,27 +1,19 @@
-"""The options of each command, and an experiment's settings as objects, as plain values and as YAML."""
+"""The options of each command, and an experiment's settings as objects and as plain values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
 from jsonargparse import Namespace
 
+from fedmoe import config
 from fedmoe.cli.parser import CommandParser
-from fedmoe.config import (
-    ClipConfig,
-    FeatureConfig,
-    FederationConfig,
-    OptimConfig,
-    OutputConfig,
-    PrivacyConfig,
-    PromptConfig,
-    RuntimeConfig,
-    TrackingConfig,
-    ViewsConfig,
-)
+from fedmoe.cli.values import Setting
 from fedmoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,108 +21,116 @@ if TYPE_CHECKING:
     from fedmoe.protocol.method import Method
 
 GROUPS = {
-    "clip": ClipConfig,
-    "prompt": PromptConfig,
-    "federation": FederationConfig,
-    "optim": OptimConfig,
-    "features": FeatureConfig,
-    "views": ViewsConfig,
-    "privacy": PrivacyConfig,
-    "runtime": RuntimeConfig,
-    "tracking": TrackingConfig,
-    "output": OutputConfig,
+    "clip": config.ClipConfig,
+    "prompt": config.PromptConfig,
+    "federation": config.FederationConfig,
+    "optim": config.OptimConfig,
+    "features": config.FeatureConfig,
+    "views": config.ViewsConfig,
+    "privacy": config.PrivacyConfig,
+    "runtime": config.RuntimeConfig,
+    "tracking": config.TrackingConfig,
+    "output": config.OutputConfig,
 }
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command takes."""
+
+    about: str
+    options: Mapping[str, Setting] = field(default_factory=dict)
+    positionals: Mapping[str, Setting] = field(default_factory=dict)
+    is_of_experiment: bool = True
+    """Whether it takes an experiment's settings, too."""
+
+
+_FILL = Literal["fill", "list", "inspect", "clear"]
 COMMANDS = {
-    "fit": "Train one method, or several to compare.",
-    "evaluate": "Score every client of a run from its last checkpoint.",
-    "report": "Print the table and draw the plots of a run or a comparison.",
-    "partition": "Show who holds which classes, without training.",
-    "features": "Fill, list, inspect or clear the cache of image features.",
-    "data": "Check that a data set is complete on disk.",
+    "fit": Command(
+        "Train one method, or several to compare.",
+        options={
+            "resume": Setting(
+                str | None,
+                None,
+                "a run or comparison folder to continue; its settings are used, and those given here may change "
+                "rounds, tracking and the like",
+            )
+        },
+    ),
+    "evaluate": Command(
+        "Score every client of a run from its last checkpoint.",
+        options={
+            "classes": Setting(
+                bool,
+                False,
+                "also score own, base and novel classes: those within and beyond data.subset.classes of the run",
+            ),
+            "join_rounds": Setting(
+                int, 1, "rounds for which each of federation.late_clients trains before its second score"
+            ),
+        },
+        positionals={"run": Setting(str, help="a run folder")},
+        is_of_experiment=False,
+    ),
+    "report": Command(
+        "Print the table and draw the plots of a run or a comparison.",
+        options={"html": Setting(str | None, None, "also write one self-contained page to this file")},
+        positionals={"run": Setting(str, help="a run folder, or a folder of runs to compare")},
+        is_of_experiment=False,
+    ),
+    "partition": Command(
+        "Show who holds which classes, without training.",
+        options={"picture": Setting(str, "partition.png", "PNG file to draw the partition to")},
+    ),
+    "features": Command(
+        "Fill, list, inspect or clear the cache of image features.",
+        options={"keys": Setting(list[str], [], "entries to inspect or clear; [all] clears all")},
+        positionals={"action": Setting(_FILL, help="what to do with the cache")},
+    ),
+    "data": Command(
+        "Check that a data set is complete on disk.",
+        options={"headers": Setting(bool, False, "also read the header of every image")},
+        positionals={
+            "action": Setting(Literal["check"], help="check: is the data set complete, and of the known size")
+        },
+    ),
 }
-_SEED = (
-    "seed of everything random in a run: partition, the prompt's start, cohorts, batches, gates, noise; not of "
-    "data.sample_seed and views.seed, which stay the same over the seeds of an experiment"
-)
-_RESUME = (
-    "a run or comparison folder to continue; its settings are used, and those given here may change rounds, tracking "
-    "and the like"
-)
 
 
 @cache
 def experiment_parser() -> CommandParser:
     """The parser of an experiment's settings."""
-    return _with_experiment("", "Settings of an experiment.")
+    return _parser("", Command("Settings of an experiment."))
 
 
 @cache
-def build_parser(command: str) -> CommandParser:
-    """The parser of one command, which is one of ``COMMANDS``."""
-    if command not in ("evaluate", "report"):
-        parser = _with_experiment(command, COMMANDS[command])
-    else:
-        parser = CommandParser(command, COMMANDS[command])
-    _OPTIONS[command](parser)
-    return parser
+def build_parser(name: str) -> CommandParser:
+    """The parser of one of ``COMMANDS``."""
+    return _parser(name, COMMANDS[name])
 
 
-def _with_experiment(command: str, description: str) -> CommandParser:
-    """A parser that has an experiment's settings."""
+def _parser(name: str, command: Command) -> CommandParser:
+    if not command.is_of_experiment:
+        return CommandParser(name, command.about, command.options, command.positionals)
     from fedmoe.data import DataSet, Partition
     from fedmoe.methods import Method
 
-    parser = CommandParser(command, description, ("--data=Digits", "--partition=Dirichlet", "--method=PFedMoAP"))
-    parser.config()
-    parser.option("seed", int, _SEED, 0)
-    for name, group in GROUPS.items():
-        parser.group(name, group)
-    parser.option("data", DataSet, "the data set (default: Digits)")
-    parser.option("partition", Partition, "who holds which examples (default: Dirichlet)")
-    parser.option("method", Method, "the method (default: PFedMoAP)")
-    parser.option("methods", list[Method] | None, "several methods to compare, in place of method", None)
-    return parser
-
-
-def _fit(parser: CommandParser) -> None:
-    parser.option("resume", str | None, _RESUME, None)
-
-
-def _evaluate(parser: CommandParser) -> None:
-    parser.positional("run", str, "a run folder")
-    held_out = "also score own, base and novel classes: those within and beyond data.subset.classes of the run"
-    parser.option("classes", bool, held_out, False)
-    join = "rounds for which each of federation.late_clients trains before its second score"
-    parser.option("join_rounds", int, join, 1)
-
-
-def _report(parser: CommandParser) -> None:
-    parser.positional("run", str, "a run folder, or a folder of runs to compare")
-    parser.option("html", str | None, "also write one self-contained page to this file", None)
-
-
-def _partition(parser: CommandParser) -> None:
-    parser.option("picture", str, "PNG file to draw the partition to", "partition.png")
-
-
-def _features(parser: CommandParser) -> None:
-    parser.positional("action", Literal["fill", "list", "inspect", "clear"], "what to do with the cache")
-    parser.option("keys", list[str], "entries to inspect or clear; [all] clears all", [])
-
-
-def _data(parser: CommandParser) -> None:
-    parser.positional("action", Literal["check"], "check: is the data set complete, and of the known size")
-    parser.option("headers", bool, "also read the header of every image", False)
-
-
-_OPTIONS: dict[str, Callable[[CommandParser], None]] = {
-    "fit": _fit,
-    "evaluate": _evaluate,
-    "report": _report,
-    "partition": _partition,
-    "features": _features,
-    "data": _data,
-}
+    seed = (
+        "seed of everything random in a run: partition, the prompt's start, cohorts, batches, gates, noise; not of "
+        "data.sample_seed and views.seed, which stay the same over the seeds of an experiment"
+    )
+    options = {
+        "seed": Setting(int, 0, seed),
+        **{key: Setting(group) for key, group in GROUPS.items()},
+        "data": Setting(DataSet, help="the data set (default: Digits)"),
+        "partition": Setting(Partition, help="who holds which examples (default: Dirichlet)"),
+        "method": Setting(Method, help="the method (default: PFedMoAP)"),
+        "methods": Setting(list[Method] | None, None, "several methods to compare, in place of method"),
+        **command.options,
+    }
+    preset = ("--data=Digits", "--partition=Dirichlet", "--method=PFedMoAP")
+    return CommandParser(name, command.about, options, command.positionals, preset)
 
 
 def load_settings(path: Path) -> Namespace:
@@ -154,13 +154,18 @@ def as_experiment(settings: Namespace) -> tuple[Experiment, list[Method]]:
     return Experiment(**groups), methods
 
 
-def as_yaml(settings: Namespace, index: int | None = None) -> str:
-    """The settings as YAML, defaults included; of a comparison, those that run its ``index``-th method alone."""
+def as_plain(settings: Namespace, index: int | None = None) -> dict[str, Any]:
+    """The settings as nested plain values; of a comparison, those that run its ``index``-th method alone."""
     own = _of_experiment(settings)
     own.output.overwrite = False  # what a command does once is no setting of the run
     if index is not None:
         own.method, own.methods = own.methods[index], None
-    return experiment_parser().dump(own)
+    return experiment_parser().plain(own)
+
+
+def as_yaml(settings: Namespace, index: int | None = None) -> str:
+    """``as_plain`` as the text of a config.yaml."""
+    return yaml.safe_dump(as_plain(settings, index), sort_keys=False)
 
 
 def _of_experiment(settings: Namespace) -> Namespace:

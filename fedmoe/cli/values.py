@@ -30,10 +30,11 @@ class Text(str):
 
 
 class Setting(NamedTuple):
-    """Type and default of a setting; the default is ``REQUIRED`` where the setting has none."""
+    """Type, default and help of a setting; the default is ``REQUIRED`` where the setting has none."""
 
     hint: Any
     default: Any = REQUIRED
+    help: str = ""
 
 
 @cache
