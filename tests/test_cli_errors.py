@@ -116,6 +116,11 @@ COMMAND_LINE = [
         "--method.personal_vectors is not a setting of PFedMoAP; --method=FedPer must stand before it.",
     ),
     (
+        "--method.epochs=3 --method fedmoe.methods.CoOp",
+        "--method.epochs is not a setting of PFedMoAP; --method=fedmoe.methods.CoOp must stand before it.",
+    ),
+    ("--partition.rounds=3", "--partition.rounds is not a setting of Dirichlet; did you mean '--federation.rounds'?"),
+    (
         "--methods+=CoOp --methods.epoch=3",
         "methods[0].epoch is not a setting of CoOp; did you mean 'methods[0].epochs'?",
     ),
@@ -137,6 +142,8 @@ COMMAND_LINE = [
         "--prompt.position=End",
         "prompt.position is 'End'; valid is end, middle or front; did you mean 'end'?",
     ),
+    ("--tracking.tags=3", "tracking.tags is '3'; valid is a list of texts."),
+    ("--views.scale=3", "views.scale is '3'; valid is a list of 2 numbers."),
     ("--partition.alpha=abc", "partition.alpha is 'abc'; valid is a number."),
     (
         "--method.assignment=nearst",
@@ -165,6 +172,8 @@ COMMAND_LINE = [
         "'federation.rounds=3' is not expected; settings are written --key=value; "
         "did you mean '--federation.rounds=3'?",
     ),
+    # help
+    ("--federation.rounds=x --help", "federation.rounds is 'x'; valid is an integer."),
     ("--print_config=all", 'Invalid option "all" for --print_config.'),
 ]
 
@@ -274,6 +283,7 @@ def test_file_parts(text, parts, capsys):
         ("--partition=fedmoe.data.Nothing", ["'fedmoe.data.Nothing', which is not found", "Dirichlet"]),
         ("--method=fedmoe.methods.Method", ["'fedmoe.methods.Method', which is no Method to build", "PFedMoAP"]),
         ("--method=nowhere.Method", ["method is 'nowhere.Method', which is not found", "PFedMoAP", "CoOp"]),
+        ("--method.help=PFedMoPA", ["method is 'PFedMoPA'", "did you mean 'PFedMoAP'?"]),
         ("--method=PFedMoPA", ["method is 'PFedMoPA'", "did you mean 'PFedMoAP'?"]),
         ("--data=Didgits", ["data is 'Didgits'", "did you mean 'Digits'?"]),
         ("--methods=[CoOp,PromtFL]", ["methods[1] is 'PromtFL'", "did you mean 'PromptFL'?"]),

@@ -71,10 +71,7 @@ class CommandParser:
             UserError: the first setting that is wrong.
         """
         args = [*self.preset, *args]
-        asks_for_help = any(
-            arg == "-h" or (arg.startswith("--") and arg.partition("=")[0].endswith("help")) for arg in args
-        )
-        notes = [] if asks_for_help else Reader(self.name, self.options, self.positionals, bool(self.preset)).read(args)
+        notes = Reader(self.name, self.options, self.positionals, bool(self.preset)).read(args)
         try:
             parsed = self.jsonargparse.parse_args(args)
         except ArgumentError as error:  # what the reader let pass: in jsonargparse's words

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class Reader:
         self.notes: list[str] = []
 
     def read(self, args: Sequence[str]) -> list[str]:
-        """One line for each class whose settings were dropped.
+        """One line for each class whose settings were dropped; reading ends where help is asked for.
 
         Raises:
             UserError: the first mistake.
@@ -66,8 +67,12 @@ class Reader:
         self.rest = list(args)
         while self.rest:
             token = self.rest.pop(0)
+            if token.partition("=")[0] in ("-h", "--help"):
+                return []
             if _is_option(token):
                 self._option(*token.partition("="))
+                if token.partition("=")[0].endswith(".help"):
+                    return []
             else:
                 self._positional(token)
         for name, setting in self.expected[:1]:
@@ -146,6 +151,9 @@ class Reader:
         if base is None:
             if not fits(hint, value):
                 raise self._wrong(full, value, hint)
+        elif rest == "help":
+            if value is not _NOTHING:
+                self._choose(full, base, value)
         elif rest:
             if is_list and not self.lengths.get(full):
                 raise self._mistake(f"{full}.{rest} belongs to no class; {full} must be given before it")
@@ -245,8 +253,11 @@ class Reader:
         others = [cls for cls in values.known_subclasses(choice.base) if name in settings_of(cls)] if choice else []
         if self.file and name == "config":
             return self._mistake("config belongs on the command line; files do not include each other")
-        if later := [token for token in self.rest if token in {f"--{key}={cls.__name__}" for cls in others}]:
-            return self._mistake(f"{text}; {later[0]} must stand before it")
+        for token, following in pairwise([*self.rest, ""]):
+            option, _, path = token.partition("=")
+            path = path or following
+            if option == f"--{key}" and path.rpartition(".")[2] in {cls.__name__ for cls in others}:
+                return self._mistake(f"{text}; {option}={path} must stand before it")
         if others:
             names = either(cls.__name__ for cls in others)
             return self._mistake(f"{text}; {names} has it and must be chosen first")

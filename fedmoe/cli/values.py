@@ -22,6 +22,7 @@ from fedmoe.errors import UserError
 
 # Bytes of file names that are not UTF-8 are represented by 0xDC80 to 0xDCFF (PEP 383), and are valid in a path.
 _LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+_PLURAL = {int: "integers", float: "numbers", str: "texts"}
 REQUIRED = inspect.Parameter.empty
 
 
@@ -188,10 +189,12 @@ def valid_in_words(hint: Any, value: Any = "") -> str:
     parts: list[str] = []
     for member in members_of(hint):
         words, (base, is_list) = valid_words(member), class_base(member)
+        items = get_args(member)
         if is_list:
             parts.append(f"a list of {', '.join(words)}")
-        elif get_origin(member) is tuple:
-            parts.append(f"a list of {len(get_args(member))} numbers")
+        elif get_origin(member) in (list, tuple):
+            count = "" if Ellipsis in items or get_origin(member) is list else f"{len(items)} "
+            parts.append(f"a list of {count}{_PLURAL.get(items[0], 'values')}")
         elif base is not None:
             parts += [*words, f"the path of another {base.__name__}"]
         else:
