@@ -86,6 +86,30 @@ def test_two_signals_during_imports(module: str, first: int, second: int, tmp_pa
     check_interrupted(start(["fit", "--output.dir=nowhere"], tmp_path), CODES[first])
 
 
+CLEANING = """
+import os, sys
+from fedmoe.cli import process
+def command():
+    try:
+        os.kill(os.getpid(), {signal})
+    finally:
+        os.kill(os.getpid(), {signal})
+        open(sys.argv[1], "w").close()
+process.run(command)
+"""
+
+
+@pytest.mark.parametrize("sign", CODES)
+def test_the_second_signal_does_not_interrupt_the_cleanup(sign: int, tmp_path: Path) -> None:
+    script = CLEANING.format(signal=int(sign))
+    command = [sys.executable, "-c", script, str(tmp_path / "cleaned")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    restore = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=restore)
+    assert (done.returncode, done.stderr) == (CODES[sign], f"{SENTENCE}\n")
+    assert (tmp_path / "cleaned").exists()
+
+
 @pytest.mark.parametrize("sign", CODES)
 def test_two_signals_at_exit(sign: int, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(AT_EXIT.format(signal=int(sign)))
