@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedmoe.cli import main
+from fedmoe.cli import build_parser, main
+from fedmoe.cli.settings import as_plain, as_yaml
+from fedmoe.config import flatten
 from fedmoe.io import read_jsonl
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -172,6 +174,24 @@ def test_config_files_layer_and_the_command_line_wins(
     config = yaml.safe_load(capsys.readouterr().out)
     assert (config["seed"], config["federation"]["rounds"], config["federation"]["clients"]) == (3, 22, 12)
     assert config["method"]["init_args"]["num_experts"] == 5
+
+
+def test_settings_as_plain_values(tmp_path: Path) -> None:
+    """What config.yaml holds is all settings, of one method of a comparison alone, and reads back as the same."""
+    args = ["--methods=[CoOp, {class_path: FedProx, init_args: {mu: 1e-5}}]", "--output.overwrite=true"]
+    given = build_parser("fit").parse_args([*args, "--output.name=2024-01-02", "--resume=here"])
+    plain = as_plain(given, 1)
+    assert plain["method"] == {"class_path": "fedmoe.methods.FedProx", "init_args": {"mu": 1e-5}}
+    assert (plain["methods"], plain["output"]["overwrite"], plain["output"]["name"]) == (None, False, "2024-01-02")
+    assert "resume" not in plain
+    (tmp_path / "config.yaml").write_text(as_yaml(given, 1))
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == plain
+    assert as_plain(build_parser("fit").parse_args([f"--config={tmp_path / 'config.yaml'}"])) == plain
+
+
+def test_flatten() -> None:
+    nested = {"a": {"b": 1, "c": {"d": [{"e": 2}], "f": {}}}, "g": None}
+    assert flatten(nested) == {"a.b": 1, "a.c.d": [{"e": 2}], "a.c.f": {}, "g": None}
 
 
 def test_partition_needs_no_clip(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

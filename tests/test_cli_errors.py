@@ -11,9 +11,11 @@ import jsonargparse
 import pytest
 
 from fedmoe import cli
-from fedmoe.data import IID, Dirichlet, Partition
+from fedmoe.cli.settings import GROUPS
+from fedmoe.cli.values import REQUIRED, known_subclasses, settings_of
+from fedmoe.data import IID, DataSet, Dirichlet, Partition
 from fedmoe.errors import UserError
-from fedmoe.methods import PromptFL
+from fedmoe.methods import Method, PromptFL
 
 ROOT = Path(__file__).parent.parent
 
@@ -81,6 +83,11 @@ COMMAND_LINE = [
     ("--federaton.rounds=3", "--federaton.rounds is not a known option; did you mean '--federation.rounds'?"),
     ("--rounds=3", "--rounds is not a known option; did you mean '--federation.rounds'?"),
     ("--num_experts=3", "--num_experts is not a known option; did you mean '--method.num_experts'?"),
+    (
+        "--optim.lr=3",
+        "--optim.lr is not a known option; did you mean '--optim.prompt_lr' or '--optim.gating_lr'?",
+    ),
+    ("--lr=3", "--lr is not a known option; did you mean '--optim.prompt_lr' or '--optim.gating_lr'?"),
     ("--clip.size=3", "--clip.size is not a known option; did you mean '--data.size'?"),
     (
         "--output.qqq=3",
@@ -106,8 +113,13 @@ COMMAND_LINE = [
     ),
     (
         "--method.personal_vectors=1 --method=FedPer",
-        "--method.personal_vectors is not a setting of PFedMoAP; FedPer has it and must be chosen first.",
+        "--method.personal_vectors is not a setting of PFedMoAP; --method=FedPer must stand before it.",
     ),
+    (
+        "--method.epochs=3 --method fedmoe.methods.CoOp",
+        "--method.epochs is not a setting of PFedMoAP; --method=fedmoe.methods.CoOp must stand before it.",
+    ),
+    ("--partition.rounds=3", "--partition.rounds is not a setting of Dirichlet; did you mean '--federation.rounds'?"),
     (
         "--methods+=CoOp --methods.epoch=3",
         "methods[0].epoch is not a setting of CoOp; did you mean 'methods[0].epochs'?",
@@ -130,6 +142,8 @@ COMMAND_LINE = [
         "--prompt.position=End",
         "prompt.position is 'End'; valid is end, middle or front; did you mean 'end'?",
     ),
+    ("--tracking.tags=3", "tracking.tags is '3'; valid is a list of texts."),
+    ("--views.scale=3", "views.scale is '3'; valid is a list of 2 numbers."),
     ("--partition.alpha=abc", "partition.alpha is 'abc'; valid is a number."),
     (
         "--method.assignment=nearst",
@@ -158,6 +172,8 @@ COMMAND_LINE = [
         "'federation.rounds=3' is not expected; settings are written --key=value; "
         "did you mean '--federation.rounds=3'?",
     ),
+    # help
+    ("--federation.rounds=x --help", "federation.rounds is 'x'; valid is an integer."),
     ("--print_config=all", 'Invalid option "all" for --print_config.'),
 ]
 
@@ -265,7 +281,9 @@ def test_file_parts(text, parts, capsys):
         ("--partition=fedmoe.data.Digits", ["'fedmoe.data.Digits', which is no Partition", "Dirichlet"]),
         ("--partition=fedmoe.data.Partition", ["'fedmoe.data.Partition', which is no Partition to build", "Dirichlet"]),
         ("--partition=fedmoe.data.Nothing", ["'fedmoe.data.Nothing', which is not found", "Dirichlet"]),
+        ("--method=fedmoe.methods.Method", ["'fedmoe.methods.Method', which is no Method to build", "PFedMoAP"]),
         ("--method=nowhere.Method", ["method is 'nowhere.Method', which is not found", "PFedMoAP", "CoOp"]),
+        ("--method.help=PFedMoPA", ["method is 'PFedMoPA'", "did you mean 'PFedMoAP'?"]),
         ("--method=PFedMoPA", ["method is 'PFedMoPA'", "did you mean 'PFedMoAP'?"]),
         ("--data=Didgits", ["data is 'Didgits'", "did you mean 'Digits'?"]),
         ("--methods=[CoOp,PromtFL]", ["methods[1] is 'PromtFL'", "did you mean 'PromptFL'?"]),
@@ -420,12 +438,10 @@ def test_several_dropped_settings_are_told(capsys):
     assert capsys.readouterr().err == told
 
 
-def test_the_reader_refuses_what_jsonargparse_refuses(monkeypatch):
+def test_the_reader_refuses_what_jsonargparse_refuses():
     """Each plain option with values of every kind: the same verdict, and the same result, with and without it."""
     ours = cli.experiment_parser()
-    monkeypatch.setattr(cli, "SentenceParser", jsonargparse.ArgumentParser)
-    plain = cli.experiment_parser()
-    plain.exit_on_error = False
+    plain = ours.jsonargparse
     keys = [
         key
         for key in vars(plain.parse_args(ours.preset).as_flat())
@@ -443,6 +459,18 @@ def test_the_reader_refuses_what_jsonargparse_refuses(monkeypatch):
     values = ["abc", "3", "0.5", "true", "{a: 1}", "float16"]
     args = [f"--{key}={values[(i + j) % len(values)]}" for i, key in enumerate(keys) for j in (0, 1)]
     assert [arg for arg in args if verdict(ours, arg) != verdict(plain, arg)] == []
+
+
+def test_the_reader_knows_the_settings_that_jsonargparse_knows():
+    """Names and defaults of every group and every class, which the reader takes from the types by itself."""
+    owners = [cls for base in (DataSet, Partition, Method) for cls in known_subclasses(base)]
+    assert len(owners) > 20
+    for owner in [*owners, *GROUPS.values()]:
+        parser = jsonargparse.ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(owner)
+        known = {key: value for key, value in vars(parser.get_defaults().as_flat()).items()}
+        ours = {key: None if s.default is REQUIRED else s.default for key, s in settings_of(owner).items()}
+        assert ours == known, owner
 
 
 def test_help_is_printed(capsys):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedmoe.cli.commands import _GROUPS, experiment_parser, main
+from fedmoe.cli import experiment_parser, main
+from fedmoe.cli.settings import GROUPS
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "sweeps")
@@ -22,7 +23,9 @@ def test_a_shipped_configuration_parses(path: Path) -> None:
 
 
 def test_help_explains_every_setting() -> None:
-    actions = [a for a in experiment_parser()._actions if a.dest.partition(".")[0] in _GROUPS and "." in a.dest]
+    actions = [
+        a for a in experiment_parser().jsonargparse._actions if a.dest.partition(".")[0] in GROUPS and "." in a.dest
+    ]
     assert len(actions) > 40
     assert [a.dest for a in actions if not a.help or len(a.help.split("(type")[0]) < 10] == []
 

@@ -389,7 +389,7 @@ def test_an_interrupted_table_stops_its_runs_and_goes_on(tmp_path: Path) -> None
         assert process.wait() == 130, rest
     assert "Stopping 1 run" in rest and "0 of 1 runs are there" in rest
     [log] = (tmp_path / "out" / "logs").iterdir()
-    assert "Interrupted; the same command again goes on" in log.read_text(encoding="utf-8")
+    assert "Interrupted; the same command continues" in log.read_text(encoding="utf-8")
     [folder] = (tmp_path / "out" / "runs").iterdir()
     last = json.loads((folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()[-1])["round"]
     second = [*command, f"--rounds={last + 3}"]

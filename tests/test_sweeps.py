@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
-from jsonargparse import ArgumentParser
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from fedmoe.cli import build_parser
+from fedmoe.cli.parser import CommandParser
 from fedmoe.tracking.names import METRICS
 
 ROOT = Path(__file__).parents[1]
@@ -22,8 +22,8 @@ FEATURES = 1024  # RN50's feature width
 
 
 @pytest.fixture(scope="module")
-def parser() -> ArgumentParser:
-    return build_parser()
+def parser() -> CommandParser:
+    return build_parser("fit")
 
 
 @pytest.fixture(autouse=True)
@@ -59,11 +59,11 @@ def test_every_sweep_is_here() -> None:
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_every_command_line_is_understood(name: str, parser: ArgumentParser) -> None:
+def test_every_command_line_is_understood(name: str, parser: CommandParser) -> None:
     seen = []
     for line in commands(SWEEPS[name]):
         assert line[:5] == ["/usr/bin/env", "python", "-m", "fedmoe.cli", "fit"]
-        config = parser.parse_args(line[4:]).fit
+        config = parser.parse_args(line[5:])
         assert config.tracking.wandb == "online" and config.methods is None
         assert config.output.name is None and config.output.dir == f"runs/sweeps/{name}"
         seen.append(config.as_dict() | {"config": None})
@@ -71,23 +71,23 @@ def test_every_command_line_is_understood(name: str, parser: ArgumentParser) -> 
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_every_setting_arrives_and_fits(name: str, parser: ArgumentParser) -> None:
+def test_every_setting_arrives_and_fits(name: str, parser: CommandParser) -> None:
     """Each value in its place in the settings, and a method that accepts the federation; one run for each value."""
     sweep = SWEEPS[name]
     for key, parameter in sweep["parameters"].items():
         for value in choices(parameter):
             line = next(line for line in commands(sweep) if f"--{key}={value}" in line)
-            config = parser.parse_args(line[4:])
-            found = config.fit[key]
+            config = parser.parse_args(line[5:])
+            found = config[key]
             if key in ("data", "method"):
                 found = found.class_path.rpartition(".")[2]
             assert found == value and type(found) is type(value)
-            built = parser.instantiate(config).fit
+            built = parser.instantiate(config)
             built.method.check(built.method.schedule(built.federation), FEATURES)
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_metric_and_early_termination(name: str, parser: ArgumentParser) -> None:
+def test_metric_and_early_termination(name: str, parser: CommandParser) -> None:
     sweep = SWEEPS[name]
     assert sweep["name"] == name and sweep["metric"] == {"name": "accuracy/mean", "goal": "maximize"}
     assert sweep["metric"]["name"] in METRICS
@@ -96,6 +96,6 @@ def test_metric_and_early_termination(name: str, parser: ArgumentParser) -> None
         assert stopping is None  # a table needs the last round of every run
         return
     assert sweep["method"] == "bayes" and stopping["type"] == "hyperband"
-    federation = parser.parse_args(commands(sweep)[0][4:]).fit.federation
+    federation = parser.parse_args(commands(sweep)[0][5:]).federation
     evaluations = 1 + math.ceil(federation.rounds / federation.evaluate_every)  # the first before training
     assert stopping["min_iter"] * stopping["eta"] < evaluations  # it looks at least twice before a run's end

@@ -287,7 +287,7 @@ def _parser() -> Any:
 
 @cache
 def _settings_known() -> set[str]:
-    return set(_parser().get_defaults().keys())
+    return set(_parser().options)
 
 
 @cache

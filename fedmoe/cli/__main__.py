@@ -1,8 +1,13 @@
 """``python -m fedmoe.cli``."""
 
-import sys
+from fedmoe.cli import process
 
-from fedmoe.cli.commands import main
+
+def _main() -> int:
+    from fedmoe.cli.commands import main
+
+    return main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process.run(_main)

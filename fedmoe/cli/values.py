@@ -1,4 +1,4 @@
-"""Types of settings in words: which classes and values an argument takes, and what is nearest to a wrong one."""
+"""The settings of a class, and their types in words: what is valid, and which valid value is nearest to a wrong one."""
 
 from __future__ import annotations
 
@@ -11,32 +11,68 @@ import pydoc
 import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, Union, get_args, get_origin
+from dataclasses import is_dataclass
+from functools import cache
+from pathlib import PurePath
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse._typehints import ActionTypeHint  # the action of a typed argument; has no public name
+from jsonargparse import ArgumentParser
 
 from fedmoe.errors import UserError
 
-# Bytes of file names that are not UTF-8 are told by 0xDC80 to 0xDCFF (PEP 383), and may be named.
+# Bytes of file names that are not UTF-8 are represented by 0xDC80 to 0xDCFF (PEP 383), and are valid in a path.
 _LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+_PLURAL = {int: "integers", float: "numbers", str: "texts"}
+REQUIRED = inspect.Parameter.empty
 
 
 class Text(str):
     """A value as it stands on the command line."""
 
 
-def arguments_of(parser: ArgumentParser) -> dict[str, ActionTypeHint]:
-    return {a.dest: a for a in parser._actions if isinstance(a, ActionTypeHint) and a.option_strings}
+class Setting(NamedTuple):
+    """Type, default and help of a setting; the default is ``REQUIRED`` where the setting has none."""
+
+    hint: Any
+    default: Any = REQUIRED
+    help: str = ""
 
 
-def hint_of(action: ActionTypeHint) -> Any:
-    return action._typehint
+@cache
+def settings_of(owner: type) -> Mapping[str, Setting]:
+    """The arguments of a class's constructor by name; those of a group within have dotted names.
+
+    What a constructor takes as ``**kwargs`` is looked up in the class's bases.
+    """
+    found: dict[str, Setting] = {}
+    for cls in inspect.getmro(owner)[:-1]:  # the last one is object
+        if "__init__" not in vars(cls):
+            continue
+        try:
+            hints = get_type_hints(cls if "__dataclass_fields__" in vars(cls) else cls.__init__)  # type: ignore[misc]
+        except NameError:  # types that exist only for the type checker
+            hints = {}
+        parameters = list(inspect.signature(cls).parameters.values())
+        for p in parameters:
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+                found.setdefault(p.name, Setting(hints.get(p.name, Any), p.default))
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return with_groups(found)
 
 
-def default_class(action: ActionTypeHint) -> Any:
-    """The class an argument holds by default, or None."""
-    return pydoc.locate(action.default["class_path"]) if isinstance(action.default, Mapping | Namespace) else None
+def with_groups(settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """The settings, with those of a group in place of the group."""
+    flat: dict[str, Setting] = {}
+    for name, setting in settings.items():
+        inner = settings_of(setting.hint) if is_group(setting.hint) else None
+        flat |= {name: setting} if inner is None else {f"{name}.{key}": inner[key] for key in inner}
+    return flat
+
+
+def is_group(hint: Any) -> bool:
+    """Whether a type stands for a group of settings rather than for a choice of classes."""
+    return inspect.isclass(hint) and is_dataclass(hint) and not inspect.isabstract(hint) and not known_subclasses(hint)
 
 
 def members_of(hint: Any) -> tuple[Any, ...]:
@@ -44,12 +80,17 @@ def members_of(hint: Any) -> tuple[Any, ...]:
 
 
 def class_base(hint: Any) -> tuple[type | None, bool]:
-    """The base of the classes a hint stands for, and whether for a list of them; no base for plain values."""
+    """The base of the classes that a type stands for, and whether for a list of them; no base for plain values."""
     base, *others = [member for member in members_of(hint) if member is not type(None)] or [None]
     is_list = get_origin(base) in (list, Sequence)
     base = get_args(base)[0] if is_list else base
-    is_class = not others and inspect.isclass(base) and ActionTypeHint.is_subclass_typehint(base)
-    return (base, is_list) if is_class else (None, False)
+    is_plain = (
+        not inspect.isclass(base)
+        or base.__module__ in ("builtins", "typing")
+        or issubclass(base, PurePath)
+        or is_group(base)
+    )
+    return (None, False) if others or is_plain else (base, is_list)
 
 
 def known_subclasses(base: type) -> list[type]:
@@ -78,29 +119,40 @@ def find_class(base: type, name: Any) -> Any:
         raise
 
 
-def fits(hint: Any, value: Any) -> bool:
-    """Whether jsonargparse takes the value for an argument of this type, and a machine can.
+def can_be_built(cls: Any, base: type) -> bool:
+    """Whether this is one of the classes that ``base`` stands for; a base that has subclasses is none itself."""
+    below = inspect.isclass(cls) and issubclass(cls, base) and not inspect.isabstract(cls)
+    return below and (cls is not base or not known_subclasses(base))
 
-    jsonargparse lets null pass for any type, we do not.
+
+@cache
+def _probe(hint: Any) -> ArgumentParser:
+    probe = ArgumentParser(exit_on_error=False)
+    probe.add_argument("--value", type=hint)
+    return probe
+
+
+def fits(hint: Any, value: Any) -> bool:
+    """Whether jsonargparse accepts the value for an argument of this type, and a machine can represent it.
+
+    jsonargparse accepts null for any type; here it must be part of the type.
     """
     if value is None:
         return any(member in (type(None), Any) for member in members_of(hint))
     if type(value) is hint:
         return _usable(value)
-    probe = ArgumentParser(exit_on_error=False)
-    probe.add_argument("--value", type=hint)
     try:
         if isinstance(value, Text):
-            taken = probe.parse_args([f"--value={value}"])
+            taken = _probe(hint).parse_args([f"--value={value}"])
         else:
-            taken = probe.parse_object({"value": copy.deepcopy(value)})
+            taken = _probe(hint).parse_object({"value": copy.deepcopy(value)})
     except Exception:
         return False
     return _usable(taken.value)
 
 
 def _usable(value: Any) -> bool:
-    """Whether a machine can: numbers are finite, integers of 64 bits, and texts could stand in a file and name one."""
+    """Whether numbers are finite, integers have at most 64 bits, and texts could stand in a file and name one."""
     if isinstance(value, list | tuple):
         return all(map(_usable, value))
     if isinstance(value, str):
@@ -111,7 +163,7 @@ def _usable(value: Any) -> bool:
 
 
 def valid_words(hint: Any) -> list[str]:
-    """The words that are valid for a hint: choices, class names, true, false and null."""
+    """The words that are valid for a type: choices, class names, true, false and null."""
     words: list[str] = []
     for member in members_of(hint):
         if member is type(None):
@@ -126,7 +178,7 @@ def valid_words(hint: Any) -> list[str]:
 
 
 def valid_in_words(hint: Any, value: Any = "") -> str:
-    """What is valid for a hint, in words, given the value that is not."""
+    """What is valid for a type, in words, given a value that is not."""
     number = _as_float(value)
     plain = "text" if _usable(value) else "text without NUL and lone surrogates"
     kinds = {
@@ -137,10 +189,12 @@ def valid_in_words(hint: Any, value: Any = "") -> str:
     parts: list[str] = []
     for member in members_of(hint):
         words, (base, is_list) = valid_words(member), class_base(member)
+        items = get_args(member)
         if is_list:
             parts.append(f"a list of {', '.join(words)}")
-        elif get_origin(member) is tuple:
-            parts.append(f"a list of {len(get_args(member))} numbers")
+        elif get_origin(member) in (list, tuple):
+            count = "" if Ellipsis in items or get_origin(member) is list else f"{len(items)} "
+            parts.append(f"a list of {count}{_PLURAL.get(items[0], 'values')}")
         elif base is not None:
             parts += [*words, f"the path of another {base.__name__}"]
         else:
@@ -175,11 +229,6 @@ def shown(value: Any) -> str:
     except ValueError:  # Python does not write integers of thousands of digits
         text = "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def is_option(token: str) -> bool:
-    """As argparse sees it: a dash begins an option, but not a negative number."""
-    return token.startswith("-") and not re.fullmatch(r"-|-\d+|-\d*\.\d+", token)
 
 
 def sentence(text: str, near: str = "") -> UserError:

@@ -1,4 +1,4 @@
-"""YAML files of settings, read so that a mistake can name its line; jsonargparse reads them again for the values."""
+"""YAML files of settings, whose keys know their lines; jsonargparse reads the files again for the values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Key(str):
 
 
 class Loader(PlainLoader):
-    """YAML whose keys know their lines; a key given twice is an error. Dates stay text, as for jsonargparse."""
+    """YAML whose keys know their lines; a key given twice is an error. Dates stay text, as in jsonargparse."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as in the base class
         letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
@@ -44,7 +44,11 @@ class Loader(PlainLoader):
 
 
 def load_file(path: Path) -> Mapping[Any, Any]:
-    """The settings in a YAML file."""
+    """The settings in a YAML file.
+
+    Raises:
+        UserError: the file cannot be read, or holds no mapping.
+    """
     try:
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError as error:
@@ -69,7 +73,7 @@ def load_file(path: Path) -> Mapping[Any, Any]:
 
 
 def loaded(value: Any) -> Any:
-    """A mapping, a list or null out of the text of an option; everything else as it is."""
+    """The mapping, list or null that the text of an option spells; any other value unchanged."""
     if not isinstance(value, Text) or not value.strip():
         return value
     try:

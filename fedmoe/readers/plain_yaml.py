@@ -1,4 +1,4 @@
-"""YAML of plain values from a file that need not be friendly."""
+"""YAML of plain values, from files that are not trusted."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from typing import Any
 
 import yaml
 
-_MOST = 100_000  # values that a file may stand for, each alias counted as what it repeats
+_MOST = 100_000  # values in a file, each alias counted as often as what it repeats
 
 
 class PlainLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also refuses what a few lines of aliases can do: stand for billions of values, or
-    for themselves.
+    """PyYAML's safe loader, which also refuses aliases that expand to too many values, or to themselves.
 
-    Whatever a file holds, loading it gives plain values or raises ``yaml.YAMLError`` or ``ValueError``.
+    Whatever a file holds, loading it returns plain values or raises ``yaml.YAMLError`` or ``ValueError``.
     """
 
     def get_single_data(self) -> Any:
@@ -21,7 +20,7 @@ class PlainLoader(yaml.SafeLoader):
             return super().get_single_data()
         except RecursionError:
             raise yaml.YAMLError("its brackets or lists are nested too deeply") from None
-        except (AttributeError, IndexError, KeyError) as error:  # how PyYAML fails at tags such as !!bool maybe
+        except (AttributeError, IndexError, KeyError) as error:  # PyYAML's own failures, at tags such as !!bool maybe
             raise yaml.YAMLError("a value does not fit its tag") from error
 
     def get_single_node(self) -> yaml.Node | None:
@@ -33,7 +32,7 @@ class PlainLoader(yaml.SafeLoader):
 
 
 def _count(node: yaml.Node, counts: dict[int, float]) -> float:
-    """Values that a node stands for; infinite where it is part of itself."""
+    """Number of values that a node expands to; infinite if it contains itself."""
     if id(node) in counts:
         return counts[id(node)]
     counts[id(node)] = float("inf")  # until it is counted

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jsonargparse import ArgumentParser
 
 from fedmoe import cli
 
@@ -62,24 +61,8 @@ def here(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="session")
-def parsers() -> tuple[ArgumentParser, ArgumentParser]:
-    """The parsers of the command line and of an experiment, which take longer to build than most cases to be answered.
-
-    test_as_a_program in test_cli_errors.py has its own.
-    """
-    return cli.build_parser(), cli.experiment_parser()
-
-
 @pytest.fixture
-def quick(parsers: tuple[ArgumentParser, ArgumentParser], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands use the parsers that are there."""
-    monkeypatch.setattr(cli, "build_parser", lambda: parsers[0])
-    monkeypatch.setattr(cli, "experiment_parser", lambda: parsers[1])
-
-
-@pytest.fixture
-def refused(here: Path, cache: Path, quick: None, capfd: pytest.CaptureFixture[str]) -> Refused:
+def refused(here: Path, cache: Path, capfd: pytest.CaptureFixture[str]) -> Refused:
     """Runs a command that must be refused, with words of the sentence; watches this folder and the feature cache."""
     return lambda args, *words: check_refusal(args, words, capfd, here, cache)
 

@@ -8,9 +8,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-from fedmoe.cli.commands import _GROUPS
-from fedmoe.cli.mistakes import SentenceParser
-from fedmoe.cli.values import arguments_of, hint_of, known_subclasses
+from fedmoe.cli.settings import GROUPS
+from fedmoe.cli.values import known_subclasses, settings_of
 from fedmoe.data import DataSet, Partition
 from fedmoe.methods import Method
 from malformed.helpers import Case, Refused, each
@@ -52,8 +51,8 @@ def members(hint: Any) -> tuple[Any, ...]:
 
 def settings_of_groups() -> dict[str, Any]:
     """The type of every setting of every group, by its key."""
-    hints = {name: get_type_hints(group) for name, group in _GROUPS.items()}
-    return {f"{name}.{f.name}": hints[name][f.name] for name, group in _GROUPS.items() for f in fields(group)}
+    hints = {name: get_type_hints(group) for name, group in GROUPS.items()}
+    return {f"{name}.{f.name}": hints[name][f.name] for name, group in GROUPS.items() for f in fields(group)}
 
 
 def in_yaml(key: str, value: str) -> str:
@@ -112,7 +111,7 @@ def unknown_keys() -> list[Case]:
         Case("seeed", ["fit", "--seeed=3"], ["--seeed is not a known option", "did you mean '--seed'?"]),
         Case("zzz", ["fit", "--config=a.yaml"], ["a.yaml, line 1: zzz is not a known setting"], {"a.yaml": "zzz: 1"}),
     ]
-    for name, group in _GROUPS.items():
+    for name, group in GROUPS.items():
         first = fields(group)[0].name
         typo = first[:2] + first[1:]
         key, right = f"{name}.{typo}", f"{name}.{first}"
@@ -184,10 +183,8 @@ def arguments() -> list[tuple[str, type, str, Any]]:
         for owner in known_subclasses(base):
             if not owner.__module__.startswith("fedmoe."):
                 continue  # another test's
-            parser = SentenceParser(exit_on_error=False)
-            parser.add_class_arguments(owner)
-            for name, action in arguments_of(parser).items():
-                found.setdefault((key, name), (key, owner, name, hint_of(action)))
+            for name, setting in settings_of(owner).items():
+                found.setdefault((key, name), (key, owner, name, setting.hint))
     return list(found.values())
 
 

@@ -424,7 +424,6 @@ def test_a_file_that_may_not_be_read(path: str, refused: Refused) -> None:
     refused(UNREADABLE[path], path, "Permission denied")
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_the_cases_spoil_can_be_read(kind: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     KINDS[kind].write(Path("data"))

@@ -521,7 +521,6 @@ def test_a_comparison_with_a_run_of_another_version(
     refused([*own, "--output.name=both", "--methods=[ZeroShot,CoOp]"], "runs/both/CoOp/run.json says format 99")
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("command", ["evaluate", "report", "page", "fit", "resume"])
 def test_the_whole_folder_is_taken(command: str, whole_run: Path, commands: dict[str, list[str]], here: Path) -> None:
     shutil.copytree(whole_run / "runs", "runs")

@@ -287,7 +287,6 @@ CACHED: dict[str, tuple[str, bytes]] = {
 }
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("action", ["list", "inspect"])
 @pytest.mark.parametrize("name", CACHED)
 def test_a_damaged_cache_is_listed(name: str, action: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,176 @@
+"""The options of each command, and an experiment's settings as objects and as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from jsonargparse import Namespace
+
+from fedmoe import config
+from fedmoe.cli.parser import CommandParser
+from fedmoe.cli.values import Setting
+from fedmoe.errors import UserError
+
+if TYPE_CHECKING:
+    from fedmoe.experiment import Experiment
+    from fedmoe.protocol.method import Method
+
+GROUPS = {
+    "clip": config.ClipConfig,
+    "prompt": config.PromptConfig,
+    "federation": config.FederationConfig,
+    "optim": config.OptimConfig,
+    "features": config.FeatureConfig,
+    "views": config.ViewsConfig,
+    "privacy": config.PrivacyConfig,
+    "runtime": config.RuntimeConfig,
+    "tracking": config.TrackingConfig,
+    "output": config.OutputConfig,
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command takes."""
+
+    about: str
+    options: Mapping[str, Setting] = field(default_factory=dict)
+    positionals: Mapping[str, Setting] = field(default_factory=dict)
+    is_of_experiment: bool = True
+    """Whether it takes an experiment's settings, too."""
+
+
+_FILL = Literal["fill", "list", "inspect", "clear"]
+COMMANDS = {
+    "fit": Command(
+        "Train one method, or several to compare.",
+        options={
+            "resume": Setting(
+                str | None,
+                None,
+                "a run or comparison folder to continue; its settings are used, and those given here may change "
+                "rounds, tracking and the like",
+            )
+        },
+    ),
+    "evaluate": Command(
+        "Score every client of a run from its last checkpoint.",
+        options={
+            "classes": Setting(
+                bool,
+                False,
+                "also score own, base and novel classes: those within and beyond data.subset.classes of the run",
+            ),
+            "join_rounds": Setting(
+                int, 1, "rounds for which each of federation.late_clients trains before its second score"
+            ),
+        },
+        positionals={"run": Setting(str, help="a run folder")},
+        is_of_experiment=False,
+    ),
+    "report": Command(
+        "Print the table and draw the plots of a run or a comparison.",
+        options={"html": Setting(str | None, None, "also write one self-contained page to this file")},
+        positionals={"run": Setting(str, help="a run folder, or a folder of runs to compare")},
+        is_of_experiment=False,
+    ),
+    "partition": Command(
+        "Show who holds which classes, without training.",
+        options={"picture": Setting(str, "partition.png", "PNG file to draw the partition to")},
+    ),
+    "features": Command(
+        "Fill, list, inspect or clear the cache of image features.",
+        options={"keys": Setting(list[str], [], "entries to inspect or clear; [all] clears all")},
+        positionals={"action": Setting(_FILL, help="what to do with the cache")},
+    ),
+    "data": Command(
+        "Check that a data set is complete on disk.",
+        options={"headers": Setting(bool, False, "also read the header of every image")},
+        positionals={
+            "action": Setting(Literal["check"], help="check: is the data set complete, and of the known size")
+        },
+    ),
+}
+
+
+@cache
+def experiment_parser() -> CommandParser:
+    """The parser of an experiment's settings."""
+    return _parser("", Command("Settings of an experiment."))
+
+
+@cache
+def build_parser(name: str) -> CommandParser:
+    """The parser of one of ``COMMANDS``."""
+    return _parser(name, COMMANDS[name])
+
+
+def _parser(name: str, command: Command) -> CommandParser:
+    if not command.is_of_experiment:
+        return CommandParser(name, command.about, command.options, command.positionals)
+    from fedmoe.data import DataSet, Partition
+    from fedmoe.methods import Method
+
+    seed = (
+        "seed of everything random in a run: partition, the prompt's start, cohorts, batches, gates, noise; not of "
+        "data.sample_seed and views.seed, which stay the same over the seeds of an experiment"
+    )
+    options = {
+        "seed": Setting(int, 0, seed),
+        **{key: Setting(group) for key, group in GROUPS.items()},
+        "data": Setting(DataSet, help="the data set (default: Digits)"),
+        "partition": Setting(Partition, help="who holds which examples (default: Dirichlet)"),
+        "method": Setting(Method, help="the method (default: PFedMoAP)"),
+        "methods": Setting(list[Method] | None, None, "several methods to compare, in place of method"),
+        **command.options,
+    }
+    preset = ("--data=Digits", "--partition=Dirichlet", "--method=PFedMoAP")
+    return CommandParser(name, command.about, options, command.positionals, preset)
+
+
+def load_settings(path: Path) -> Namespace:
+    """The settings in a file, with today's defaults for those that it lacks.
+
+    Raises:
+        UserError: the file holds a mistake.
+    """
+    return experiment_parser().parse_args([f"--config={path}"])
+
+
+def as_experiment(settings: Namespace) -> tuple[Experiment, list[Method]]:
+    """Settings as objects: the experiment, and the methods to run."""
+    from fedmoe.experiment import Experiment
+
+    built = experiment_parser().instantiate(_of_experiment(settings))
+    methods = built.methods if built.methods is not None else [built.method]
+    if not methods:
+        raise UserError("methods is an empty list; valid is null or a list of at least one method.")
+    groups = {name: built[name] for name in (*GROUPS, "data", "partition", "seed")}
+    return Experiment(**groups), methods
+
+
+def as_plain(settings: Namespace, index: int | None = None) -> dict[str, Any]:
+    """The settings as nested plain values; of a comparison, those that run its ``index``-th method alone."""
+    own = _of_experiment(settings)
+    own.output.overwrite = False  # what a command does once is no setting of the run
+    if index is not None:
+        own.method, own.methods = own.methods[index], None
+    return experiment_parser().plain(own)
+
+
+def as_yaml(settings: Namespace, index: int | None = None) -> str:
+    """``as_plain`` as the text of a config.yaml."""
+    return yaml.safe_dump(as_plain(settings, index), sort_keys=False)
+
+
+def _of_experiment(settings: Namespace) -> Namespace:
+    """A copy without the options that only a command has."""
+    own = settings.clone()
+    for name in vars(own).keys() - {option.partition(".")[0] for option in experiment_parser().options}:
+        own.pop(name)
+    return own
