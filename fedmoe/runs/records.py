@@ -1,0 +1,339 @@
+"""The files of a run folder as records: one model for what writes a file and for what reads it.
+
+Records are validated strictly, both where they are made and where they are read: no string is taken for a number, no
+number for another. Keys that a record does not know are ignored, so that a folder can be read by an older fedmoe.
+Writing: ``to_json`` and ``fedmoe.io`` (which refuses NaN). Reading: ``read_rounds``, ``read_clients``, ``read_document``;
+what cannot be used is a UserError of one sentence that names file, line and key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from fedmoe.errors import UserError, did_you_mean
+from fedmoe.readers.regular import MIB, open_regular, read_regular
+
+LOG_BYTES = 256 * MIB  # of rounds.jsonl or clients.jsonl: 2 million lines of clients
+DOCUMENT_BYTES = 64 * MIB  # of any other file
+
+Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _with_keys(*keys: str) -> AfterValidator:
+    """A mapping that must have these keys."""
+
+    def check(value: dict[str, Any]) -> dict[str, Any]:
+        for key in keys:
+            if key not in value:
+                raise PydanticCustomError("missing_key", "missing", {"key": key})
+        return value
+
+    return AfterValidator(check)
+
+
+def _by_client(value: dict[str, Any]) -> dict[str, Any]:
+    if not all(key.isdecimal() and key.isascii() and len(key) < 19 for key in value):
+        raise PydanticCustomError("keys", "has a key that is not a client's number")
+    return value
+
+
+ByClient = AfterValidator(_by_client)
+
+
+class Record(BaseModel):
+    """What all records share."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+    LATER: ClassVar[frozenset[str]] = frozenset()
+    """Fields with a default that files may lack: those that were added later, or that no reader uses."""
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump()
+
+
+class Attention(Record):
+    """Mean attention over all clients' test images: on the local expert, and on each other one, descending."""
+
+    local: Number
+    experts: list[Number]
+
+
+class RoundRecord(Record):
+    """One line of rounds.jsonl: a finished round; round 0 is the state before training."""
+
+    round: Integer
+    cohort: list[Integer] = []
+    evaluated: bool = False
+    accuracy: Annotated[dict[str, Number], _with_keys("mean", "std", "min", "max", "worst_decile")] | None = None
+    accuracy_per_domain: dict[str, Number] = {}
+    train_loss: Number | None = None
+    seconds: Annotated[dict[str, Number], _with_keys("train", "evaluate", "other")] = {}
+    bytes: Annotated[dict[str, Integer], _with_keys("down", "up", "evaluate_down")] = {}
+    clients_seen: Integer = 0
+    prompt_drift: Number | None = None  # mean l2 distance of the cohort's prompts to the new global prompt
+    experts: Annotated[dict[str, list[Integer]], ByClient] = {}  # client -> whose prompts it used in the evaluation
+    attention: Annotated[dict[str, Any], AfterValidator(lambda v: Attention.model_validate(v).to_json())] | None = None
+    failed: Annotated[dict[str, str], ByClient] = {}  # client -> why it was dropped
+    privacy: dict[str, Number | None] | None = None  # epsilon spent so far, standard deviation of the noise
+    metrics: dict[str, Number] = {}  # a method's own, by name
+
+    LATER = frozenset({"evaluated", "failed", "privacy", "metrics"})
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.round < 0:
+            raise PydanticCustomError(
+                "value", "is of round {round}; valid is an integer of at least 0", {"round": self.round}
+            )
+        if self.accuracy and not all(0 <= value <= 100 for value in self.accuracy.values()):
+            words = "has accuracy {found}; valid is 0 to 100 percent"
+            raise PydanticCustomError("value", words, {"found": str(self.accuracy)})
+        return self
+
+
+class ClientScore(Record):
+    """One line of clients.jsonl: one client's part of an evaluation; ``accuracy`` in percent, None without test
+    examples."""
+
+    model_config = ConfigDict(frozen=True)
+
+    round: Integer
+    client: Integer
+    domain: str | None
+    accuracy: Number | None
+    correct: Integer
+    total: Integer
+    train_examples: Integer
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not 0 <= self.correct <= self.total:
+            words = "has {correct} of {total} right; valid is 0 to {total}"
+            raise PydanticCustomError("value", words, {"correct": self.correct, "total": self.total})
+        expected = 100.0 * self.correct / self.total if self.total else None
+        if (expected is None) != (self.accuracy is None) or abs((self.accuracy or 0.0) - (expected or 0.0)) > 0.01:
+            words = "has accuracy {found}; {correct} of {total} right is {expected}"
+            found = {"found": str(self.accuracy), "expected": str(expected)}
+            raise PydanticCustomError("value", words, {**found, "correct": self.correct, "total": self.total})
+        return self
+
+
+class Failure(Record):
+    """One line of failures.jsonl: local training that came to nothing."""
+
+    model_config = ConfigDict(frozen=True)
+
+    round: Integer
+    client: Integer
+    attempt: Integer  # from 0
+    reason: str
+    traceback: str
+
+
+class Partition(Record):
+    """partition.json: who holds how many examples of which class. C classes, N clients."""
+
+    class_names: list[str]  # [C]
+    counts_train: list[list[Any]]  # [N][C]
+    counts_test: list[list[Any]]  # [N][C]
+    domains: list[str] | None  # [N]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        number = len(self.class_names)
+        for key, rows in (("counts_train", self.counts_train), ("counts_test", self.counts_test)):
+            valid = (len(row) == number and all(type(n) is int and 0 <= n < 2**53 for n in row) for row in rows)
+            if not (number and rows and all(valid)):
+                words = "has wrong counts under '{key}'; valid is {number} counts for each client"
+                raise PydanticCustomError("value", words, {"key": key, "number": number})
+        sizes = [len(rows) for rows in (self.counts_train, self.counts_test, self.domains) if rows is not None]
+        if len(set(sizes)) > 1:
+            words = "has {sizes} clients in its lists; valid is one and the same number"
+            raise PydanticCustomError("value", words, {"sizes": str(sizes)})
+        return self
+
+
+class Summary(Record):
+    """summary.json, which a run leaves when it has finished; ``rounds`` is its last round."""
+
+    method: str  # its class
+    label: str
+    seed: Integer
+    rounds: Integer
+    accuracy: dict[str, Number] | None = None
+    accuracy_per_domain: dict[str, Number] = {}
+    seconds: dict[str, Number] = {}
+    bytes_down: Integer = 0
+    bytes_up: Integer = 0
+    bytes_evaluate_down: Integer = 0
+    failed_clients: list[dict[str, Any]] = []
+    privacy: Annotated[dict[str, Any], _with_keys("text")] | None = None  # text: what was spent, in words
+    versions: dict[str, Any]
+
+    LATER = frozenset(
+        {"accuracy", "accuracy_per_domain", "seconds", "bytes_down", "bytes_up", "bytes_evaluate_down"}
+        | {"failed_clients", "privacy"}
+    )
+
+
+class ComparisonManifest(Record):
+    """comparison.json: the sub-folders of the runs that belong to a comparison, and what ``report`` found in them.
+
+    Whatever else the file holds is kept.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    labels: list[str]
+    results: list[Any] = []
+
+    LATER = frozenset({"results"})
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for folder in self.labels:
+            plain = Path(folder).name == folder and folder.isprintable() and folder not in ("", "..")
+            if not plain or self.labels.count(folder) > 1:
+                words = "has {folder} under key 'labels'; valid are different folder names"
+                raise PydanticCustomError("value", words, {"folder": repr(folder)})
+        return self
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_rounds(folder: Path, notes: list[str] | None = None) -> list[RoundRecord]:
+    """The rounds in ``folder``/rounds.jsonl in ascending order; a round that was done again replaces the first.
+
+    Raises:
+        UserError: the file is missing, unreadable, too large or damaged. A last line without a line end was cut short
+            by an interruption: it is left out, and ``notes`` gets a line about it.
+    """
+    rounds = {record.round: record for record in read_log(folder / "rounds.jsonl", RoundRecord, notes)}
+    return [rounds[number] for number in sorted(rounds)]
+
+
+def read_clients(folder: Path, num_clients: int, notes: list[str] | None = None) -> dict[int, dict[int, ClientScore]]:
+    """Evaluated round -> client -> its score, from ``folder``/clients.jsonl; errors and ``notes`` as above.
+
+    Raises:
+        UserError: as above, or a client is not one of ``num_clients``.
+    """
+    path = folder / "clients.jsonl"
+    scores: dict[int, dict[int, ClientScore]] = {}
+    for number, score in enumerate(read_log(path, ClientScore, notes), start=1):
+        if not 0 <= score.client < num_clients:
+            words = f"names client {score.client}; partition.json has {num_clients} clients, from 0."
+            raise UserError(f"{path}, line {number}, {words}")
+        scores.setdefault(score.round, {})[score.client] = score
+    return scores
+
+
+def read_log(path: Path, kind: type[R], notes: list[str] | None = None) -> list[R]:
+    """The records of a JSON Lines file of at most ``LOG_BYTES``, in the order of its lines; errors as above."""
+    records = []
+    with open_regular(path, LOG_BYTES) as file:
+        left = LOG_BYTES  # the file may be growing
+        for number, line in enumerate(iter(lambda: file.readline(left), b""), start=1):
+            left -= len(line)
+            if not line.endswith(b"\n"):
+                if notes is not None:
+                    notes.append(f"the last line of {path.name} is cut and left out")
+                break
+            try:
+                value = _parse(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path} is damaged, its line {number} is not valid JSON: {error}.") from None
+            records.append(parse(kind, value, f"{path}, line {number},"))
+    return records
+
+
+def read_document(path: Path, kind: type[R]) -> R:
+    """The record in a JSON file of at most ``DOCUMENT_BYTES``.
+
+    Raises:
+        UserError: the file is missing, unreadable, too large or damaged.
+    """
+    try:
+        value = _parse(read_regular(path, DOCUMENT_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged or cut, it is not valid JSON: {error}.") from None
+    return parse(kind, value, str(path))
+
+
+def parse(kind: type[R], value: Any, where: str) -> R:
+    """``value``, as read from a file, as a record; ``where`` is the file and line for the message of an error.
+
+    Raises:
+        UserError: a key is missing, or a value is of another type.
+    """
+    if isinstance(value, dict):
+        for key, field in kind.model_fields.items():
+            if key not in value and not field.is_required() and key not in kind.LATER:
+                raise UserError(_missing(where, (), key, value))
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise UserError(_sentence(error.errors(include_url=False)[0], where, value)) from None
+
+
+def _sentence(error: ErrorDetails, where: str, whole: Any) -> str:
+    place, found = [part for part in error["loc"] if part in _path(whole, error["loc"])], error.get("input")
+    if error["type"] == "missing":
+        return _missing(where, place, str(error["loc"][-1]), found)
+    if error["type"] == "missing_key":
+        return _missing(where, place, error["ctx"]["key"], found)
+    if error["type"] in ("value", "keys"):
+        return f"{_below(where, place)} {error['msg']}."
+    if not place:
+        kind = "nothing" if found is None else _KINDS.get(type(found), type(found).__name__)
+        return f"{where} holds {kind}; valid is an object with keys."
+    keys = [part for part in place if isinstance(part, str)]
+    valid = next((words for kind, words in _VALID.items() if error["type"].startswith(kind)), "another type")
+    text = json.dumps(found, default=str)[:60]
+    return f"{_below(where, keys[:-1])} has {text} under key {keys[-1]!r}; valid is {valid}."
+
+
+_KINDS = {float: "a number", int: "an integer", str: "a string", list: "a list", dict: "an object", bool: "a boolean"}
+_INTEGER = "an integer of at most 64 bits"
+_VALID = {
+    **{"float": "a number", "finite": "a number", "int": _INTEGER, "less": _INTEGER, "greater": _INTEGER},
+    **{"string": "a string", "list": "a list", "dict": "an object", "model": "an object", "bool": "true or false"},
+}
+
+
+def _path(whole: Any, place: Sequence[int | str]) -> list[int | str]:
+    """The parts of pydantic's location that are keys and indices of the value; the others name a type."""
+    parts: list[int | str] = []
+    for part in place:
+        inside = isinstance(whole, list) and isinstance(part, int) and part < len(whole)
+        if inside or (isinstance(whole, dict) and part in whole):
+            parts.append(part)
+            whole = whole[part]
+    return parts
+
+
+def _below(where: str, place: Sequence[int | str]) -> str:
+    keys = "".join(f" key {part!r}," for part in place if isinstance(part, str))
+    return f"{where.removesuffix(',')},{keys}" if keys else where
+
+
+def _missing(where: str, place: Sequence[int | str], key: str, found: Any) -> str:
+    near = did_you_mean(key, map(str, found)) if isinstance(found, dict) else ""
+    return f"{_below(where, place)} has no key {key!r}{near or '.'}"
+
+
+def _parse(data: bytes) -> Any:
+    # Decoded here, because json.loads guesses another encoding from zero bytes.
+    return json.loads(data.decode("utf-8"), parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not allowed")
