@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedmoe.report.comparison import Comparison
-    from fedmoe.report.run_records import Run
+    from fedmoe.report.run import Run
 
 __all__ = ["plan_comparison", "report"]
 

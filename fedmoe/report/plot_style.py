@@ -22,7 +22,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import TextPath
 
 from fedmoe.io import replacing
-from fedmoe.report.run_records import Run
+from fedmoe.report.run import Run
 
 P = ParamSpec("P")
 

@@ -19,7 +19,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from fedmoe.report.comparison import Comparison
-from fedmoe.report.run_records import Round, Run
+from fedmoe.report.run import Run
+from fedmoe.runs.records import RoundRecord
 
 NONE = "–"
 _COSTS = ("rounds", "seconds", "down/round", "up/round")
@@ -53,7 +54,7 @@ def run_table(run: Run, max_rows: int = 6) -> Table:
     for record in (evaluated[i] for i in chosen):
         a = record.accuracy
         assert a is not None
-        values = [f"{v:.2f}" for v in (a.mean, a.std, a.min, a.worst_decile)]
+        values = [f"{v:.2f}" for v in (a[k] for k in ("mean", "std", "min", "worst_decile"))]
         loss = NONE if record.train_loss is None else f"{record.train_loss:.4f}"
         rows.append(tuple(Cell(text, record is run.last) for text in (str(record.round), *values, loss)))
     clients = "1 client" if run.num_scored == 1 else f"{run.num_scored} clients"
@@ -62,10 +63,12 @@ def run_table(run: Run, max_rows: int = 6) -> Table:
         domains = (f"{name} {mean:.2f}" for name, mean in run.last.accuracy_per_domain.items())
         notes.append(f"Mean over the clients of each domain, round {run.last.round}: {', '.join(domains)}.")
     s, b = run.seconds, run.bytes_per_round
-    phases = f"training {s.train:.1f}, evaluation {s.evaluate:.1f}, rest {s.other:.1f}"
-    notes.append(f"Seconds: {phases}; sum {s.total:.1f}.")
-    added = f"; each evaluation adds {format_bytes(b.evaluate_down)} down" if b.evaluate_down else ""
-    notes.append(f"Bytes per round, sum over the cohort: {format_bytes(b.down)} down, {format_bytes(b.up)} up{added}.")
+    phases = f"training {s['train']:.1f}, evaluation {s['evaluate']:.1f}, rest {s['other']:.1f}"
+    notes.append(f"Seconds: {phases}; sum {sum(s.values()):.1f}.")
+    added = f"; each evaluation adds {format_bytes(b['evaluate_down'])} down" if b["evaluate_down"] else ""
+    notes.append(
+        f"Bytes per round, sum over the cohort: {format_bytes(b['down'])} down, {format_bytes(b['up'])} up{added}."
+    )
     title = run.label + (f", seed {run.seed}" if run.seed is not None else "")
     columns = ("round", "mean", "std over\nclients", "min", "worst 10 %", "train loss")
     return Table(title, columns, tuple(rows), (*notes, *_states([(run.label, run, "")])))
@@ -82,7 +85,7 @@ def comparison_table(comparison: Comparison) -> Table:
     best = [
         max((value for value in column if value is not None), default=None) for column in zip(*finished, strict=True)
     ]
-    unit = max((max(run.bytes_per_round.down, run.bytes_per_round.up) for run in runs.values()), default=0)
+    unit = max((max(run.bytes_per_round["down"], run.bytes_per_round["up"]) for run in runs.values()), default=0)
     columns = ("method", "mean ± std\nover clients", "worst 10 %", *domains, *_COSTS)
     rows = []
     for entry in comparison.entries:
@@ -92,7 +95,7 @@ def comparison_table(comparison: Comparison) -> Table:
             continue
         b, last, scores = run.bytes_per_round, run.rounds[-1].round, _scores(run.last, domains)
         texts = [NONE if value is None else f"{value:.2f}" for value in scores]
-        texts[0] += f" ± {run.last.accuracy.std:.2f}"
+        texts[0] += f" ± {run.last.accuracy['std']:.2f}"
         contest = run.finished and len(finished) > 1
         bolds = [contest and score is not None and score == best[i] for i, score in enumerate(scores)]
         rows.append(
@@ -100,9 +103,9 @@ def comparison_table(comparison: Comparison) -> Table:
                 Cell(entry.label),
                 *map(Cell, texts, bolds),
                 Cell(f"{last}" if run.finished else f"{last}, unfinished"),
-                Cell(f"{run.seconds.total:.1f}"),
-                Cell(format_bytes(b.down, unit)),
-                Cell(format_bytes(b.up, unit)),
+                Cell(f"{sum(run.seconds.values()):.1f}"),
+                Cell(format_bytes(b["down"], unit)),
+                Cell(format_bytes(b["up"], unit)),
             )
         )
     notes = [f"mean ± std: accuracy in % over clients, each on its own test split; {_LAST_ROUND}; {_STD}."]
@@ -111,8 +114,8 @@ def comparison_table(comparison: Comparison) -> Table:
         notes.append(f"{', '.join(domains)}: mean over the clients of the domain.")
     extra: dict[str, list[str]] = {}
     for label, run in runs.items():
-        if run.bytes_per_round.evaluate_down:
-            extra.setdefault(format_bytes(run.bytes_per_round.evaluate_down), []).append(label)
+        if evaluate_down := run.bytes_per_round["evaluate_down"]:
+            extra.setdefault(format_bytes(evaluate_down), []).append(label)
     added = "".join(f"; each evaluation adds {size} down for {', '.join(labels)}" for size, labels in extra.items())
     notes.append(f"down/round, up/round: bytes of training, sum over a round's cohort, mean over rounds{added}.")
     seeds = {run.seed for run in runs.values() if run.seed is not None}
@@ -182,19 +185,19 @@ def comparison_results(comparison: Comparison) -> list[dict[str, Any]]:
                 "finished": run.finished,
                 "rounds": run.rounds[-1].round,
                 "clients": run.num_clients,
-                "accuracy": vars(accuracy) if accuracy else None,
+                "accuracy": accuracy,
                 "accuracy_per_domain": dict(run.last.accuracy_per_domain) if run.last else {},
-                "seconds": vars(run.seconds),
-                "bytes_per_round": vars(run.bytes_per_round),
+                "seconds": run.seconds,
+                "bytes_per_round": run.bytes_per_round,
             }
         results.append(result)
     return results
 
 
-def _scores(last: Round, domains: Sequence[str]) -> list[float | None]:
+def _scores(last: RoundRecord, domains: Sequence[str]) -> list[float | None]:
     """Mean, worst decile and each domain's mean, to the two decimals printed: what looks equal is equal."""
     assert last.accuracy is not None
-    scores = (last.accuracy.mean, last.accuracy.worst_decile, *map(last.accuracy_per_domain.get, domains))
+    scores = (last.accuracy["mean"], last.accuracy["worst_decile"], *map(last.accuracy_per_domain.get, domains))
     return [None if score is None else round(score, 2) for score in scores]
 
 
@@ -224,7 +227,7 @@ def _states(entries: Sequence[tuple[str, Run | None, str]]) -> list[str]:
         if run.failed:
             notes.append(f"{label}: clients that failed and were dropped from rounds: {_failures(run)}.")
         if run.summary and run.summary.privacy:
-            notes.append(f"{label}: {run.summary.privacy}.")
+            notes.append(f"{label}: {run.summary.privacy['text']}.")
         notes += [f"{label}: {note}." for note in run.notes]
     empty = {client for _, run, _ in entries if run for client in np.flatnonzero(run.labels.test.sum(axis=1) == 0)}
     if empty:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmoe.config import TrackingConfig
 from fedmoe.errors import UserError
 from fedmoe.federation.callbacks import Callback
-from fedmoe.io import read_jsonl, write_text_atomic
+from fedmoe.io import write_text_atomic
 from fedmoe.protocol.records import Evaluation, RoundRecord
+from fedmoe.runs.records import read_rounds
 from fedmoe.tracking.names import DOMAIN, METRICS, round_row
 
 if TYPE_CHECKING:
@@ -60,18 +60,20 @@ class CsvLog(Tracker):
 
     def on_run_start(self, federation: Federation) -> None:
         self._columns = [*METRICS, *(DOMAIN.format(domain=name) for name in federation.data.domain_names)]
+        # A method's own metrics are known once a round has them; they come last.
         # From the JSONL, which has been cut back to the checkpoint where the run was interrupted.
         self._rows = [round_row(record, federation.config.participants) for record in past_rounds(self.folder)]
         if self._rows:
             self._write()
 
     def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
-        self._rows.append(round_row(asdict(record), federation.config.participants))
+        self._rows.append(round_row(record.to_json(), federation.config.participants))
         self._write()
 
     def _write(self) -> None:
         text = io.StringIO()
-        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
+        columns = dict.fromkeys([*self._columns, *(name for row in self._rows for name in row)])
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
         write_text_atomic(self.folder / "rounds.csv", text.getvalue())
@@ -111,7 +113,7 @@ class TensorBoardLog(Tracker):
         self._details.evaluation = evaluation
 
     def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
-        for name, value in round_row(asdict(record), federation.config.participants).items():
+        for name, value in round_row(record.to_json(), federation.config.participants).items():
             if value is not None and name != "round":
                 self._writer.add_scalar(name, value, record.round)
         for name, picture in self._details.pictures(federation, record).items():
@@ -133,6 +135,5 @@ class TensorBoardLog(Tracker):
 
 
 def past_rounds(folder: Path) -> list[dict[str, Any]]:
-    """The lines of rounds.jsonl, none where it does not exist."""
-    path = folder / "rounds.jsonl"
-    return read_jsonl(path) if path.exists() else []
+    """The rounds in rounds.jsonl as JSON, none where it does not exist."""
+    return [record.to_json() for record in read_rounds(folder)] if (folder / "rounds.jsonl").exists() else []

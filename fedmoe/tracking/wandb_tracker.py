@@ -7,7 +7,6 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +83,7 @@ class WandbTracker(Tracker):
         if not self._on or self._background is None:
             return
         try:
-            row = round_row(asdict(record), federation.config.participants)
+            row = round_row(record.to_json(), federation.config.participants)
             pictures = self._details.pictures(federation, record)
             table = self._details.table(federation, record)
         except Exception as error:
