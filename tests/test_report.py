@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -23,12 +24,15 @@ from PIL import Image
 from rich.console import Console
 
 from fedmoe.errors import UserError
+from fedmoe.io import append_jsonl
 from fedmoe.report import plan_comparison, report
 from fedmoe.report.comparison import display_labels, read_comparison
 from fedmoe.report.plot_style import METHOD_COLOURS, colours
 from fedmoe.report.plots import accuracy_over_rounds, client_accuracies, compare_over_rounds, expert_attention
 from fedmoe.report.run import read_run
 from fedmoe.report.tables import Cell, Table, comparison_table, run_table, show, to_markdown
+from fedmoe.runs.records import RoundRecord, read_rounds
+from fedmoe.tracking.names import round_row
 
 # Round -> right answers of each client out of 10; mean, std, worst decile; mean of each domain
 RUN = {
@@ -543,6 +547,39 @@ def test_a_missing_or_unreadable_file(name: str, folder: bool, reason: str, tmp_
         path.mkdir()
     with pytest.raises(UserError, match=f"{name} {reason}$"):
         printed(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("rounds.jsonl", 256), ("clients.jsonl", 256), ("partition.json", 64), ("config.yaml", 64)]
+)
+def test_a_file_that_is_too_large_is_not_read(name: str, most: int, tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run") / name
+    os.truncate(path, 30 * 2**30)  # sparse: takes no room, and would take 30 GiB of memory
+    with pytest.raises(UserError, match=rf"{name} is larger than {most} MiB; valid is at most that\.$"):
+        printed(tmp_path / "run")
+
+
+def test_records_have_the_fields_that_are_written_and_older_files_lack() -> None:
+    record = RoundRecord(round=1, cohort=[0])
+    record.failed["2"] = "no memory"
+    record.metrics["cosine"] = 0.5
+    assert record.to_json()["failed"] == {"2": "no memory"} and record.to_json()["metrics"] == {"cosine": 0.5}
+    assert RoundRecord(round=1).to_json()["failed"] == {}  # not shared
+    with pytest.raises(ValueError, match="finite"):
+        RoundRecord(round=1, train_loss=float("nan"))
+    with pytest.raises(ValueError, match="integer"):
+        RoundRecord(round="1")  # type: ignore[arg-type]
+
+
+def test_a_metric_of_the_methods_own_is_read_back(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    before = read_rounds(folder)
+    assert [r.metrics for r in before] == [{}, {}, {}]  # written before there were any
+    (folder / "rounds.jsonl").unlink()
+    before[2].metrics["cosine"] = 0.5
+    append_jsonl(folder / "rounds.jsonl", *(record.to_json() | {"unknown": 1} for record in before))
+    assert [r.metrics for r in read_run(folder).rounds] == [{}, {}, {"cosine": 0.5}]
+    assert round_row(before[2].to_json(), 4)["method/cosine"] == 0.5
 
 
 @pytest.mark.parametrize(
