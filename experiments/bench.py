@@ -27,17 +27,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedmoe.client.module import ClientModule
-from fedmoe.config import ClipConfig, FederationConfig, OptimConfig, PromptConfig
+from fedmoe.client.work import ClientWork
+from fedmoe.config import ClipConfig, FederationConfig, PromptConfig
 from fedmoe.data import IID, DataSet, Split, partition_dataset
 from fedmoe.data.base import RawData
 from fedmoe.features.client_data import FederatedData
-from fedmoe.federation.callbacks import Callback, Checkpoint, RunLog
+from fedmoe.federation.callbacks import Callback, Checkpoint, FederationView, RunLog
+from fedmoe.federation.fleet import LocalFleet
 from fedmoe.federation.orchestrator import Federation
+from fedmoe.federation.state import fresh_server
 from fedmoe.methods import PFedMoAP
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
-from fedmoe.protocol.records import Loadout, RoundRecord
-from fedmoe.runs.checkpoint import FederationState, StateStore
+from fedmoe.protocol.client import Client
+from fedmoe.protocol.records import Loadout
+from fedmoe.runs.checkpoint import StateStore
+from fedmoe.runs.records import RoundRecord
 from fedmoe.seeds import torch_generator
 
 BATCH = 32
@@ -66,16 +71,14 @@ def class_names(count: int) -> tuple[str, ...]:
 def client(clip: FrozenCLIP, names: tuple[str, ...], text_pass: str) -> ClientModule:
     """A client in a gated round: its own prompt, a gate, and nine experts."""
     learner = PromptLearner(clip, names, PromptConfig(text_pass=text_pass), torch_generator(0))  # type: ignore[arg-type]
-    module = ClientModule(
-        learner, PFedMoAP(EXPERTS), OptimConfig(), feature_dim=clip.feature_dim, logit_scale=clip.logit_scale
-    )
-    experts = 0.02 * torch.randn(EXPERTS, *learner.context.shape, generator=torch_generator(1))
-    module.load(0, Loadout(module.export_prompt(), experts=experts), seed=0)
+    module = ClientModule(clip, learner, method=PFedMoAP(EXPERTS))
+    experts = 0.02 * torch.randn(EXPERTS, *learner.start.shape, generator=torch_generator(1))
+    module.load(0, Loadout(experts={"prompt": experts}))
     return module
 
 
 def step(module: ClientModule, optimizer: torch.optim.Optimizer, features: Tensor, labels: Tensor) -> None:
-    loss = module.objective.loss(module, features, labels)
+    loss = module.method.loss(module, features, labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -111,13 +114,13 @@ class _Timed(PFedMoAP):
 
     mathematics = 0.0
 
-    def loss(self, client: ClientModule, image_features: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, client: Client, image_features: Tensor, labels: Tensor) -> Tensor:
         start = time.perf_counter()
         loss = super().loss(client, image_features, labels)
         self.mathematics += time.perf_counter() - start
         return loss
 
-    def logits(self, client: ClientModule, image_features: Tensor) -> Tensor:
+    def logits(self, client: Client, image_features: Tensor) -> Tensor:
         if torch.is_grad_enabled():  # counted in loss
             return super().logits(client, image_features)
         start = time.perf_counter()
@@ -125,7 +128,7 @@ class _Timed(PFedMoAP):
         self.mathematics += time.perf_counter() - start
         return logits
 
-    def analyse(self, client: ClientModule, image_features: Tensor) -> dict[str, Tensor]:
+    def analyse(self, client: Client, image_features: Tensor) -> dict[str, Tensor]:
         start = time.perf_counter()
         result = dict(super().analyse(client, image_features))
         self.mathematics += time.perf_counter() - start
@@ -138,12 +141,12 @@ class _TimedClient(ClientModule):
     def load(self, *args: object, **kwargs: object) -> None:
         start = time.perf_counter()
         super().load(*args, **kwargs)  # type: ignore[arg-type]
-        self.objective.mathematics += time.perf_counter() - start  # type: ignore[attr-defined]
+        self.method.mathematics += time.perf_counter() - start  # type: ignore[attr-defined]
 
     def backward(self, loss: Tensor, *args: object, **kwargs: object) -> None:
         start = time.perf_counter()
         super().backward(loss, *args, **kwargs)
-        self.objective.mathematics += time.perf_counter() - start  # type: ignore[attr-defined]
+        self.method.mathematics += time.perf_counter() - start  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         sgd: torch.optim.Optimizer = super().configure_optimizers()
@@ -163,7 +166,7 @@ class _TimedClient(ClientModule):
 
         def after(*_: object) -> None:
             own = time.perf_counter() - begun[0] - inside[0]
-            self.objective.mathematics += own  # type: ignore[attr-defined]
+            self.method.mathematics += own  # type: ignore[attr-defined]
 
         sgd.register_step_pre_hook(before)
         sgd.register_step_post_hook(after)
@@ -207,24 +210,25 @@ def bench_round(clip: FrozenCLIP, classes: int, table: Table) -> None:
     data = FederatedData(dataset, clients, train, test)
     method = _Timed(num_experts=5)
     learner = PromptLearner(clip, dataset.class_names, PromptConfig(), torch_generator(0))
-    module = _TimedClient(learner, method, OptimConfig(), feature_dim=clip.feature_dim, logit_scale=clip.logit_scale)
+    module = _TimedClient(clip, learner, method=method)
     shares: list[float] = []
 
     class Share(Callback):
-        def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
+        def on_round_end(self, run: FederationView, record: RoundRecord) -> None:
             whole = sum(record.seconds.values()) + time.perf_counter() - logged[0]
             shares.append(1 - method.mathematics / whole)
             method.mathematics = 0.0
 
     class LogStart(Callback):
-        def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
+        def on_round_end(self, run: FederationView, record: RoundRecord) -> None:
             logged[0] = time.perf_counter()
 
     logged = [0.0]
     with tempfile.TemporaryDirectory() as folder:
         files: list[Callback] = [RunLog(Path(folder)), Checkpoint(StateStore(Path(folder) / "state"))]
-        state = FederationState.fresh(module.export_prompt(), config.clients)
-        Federation(method, module, data, config, state, callbacks=[LogStart(), *files, Share()]).run()
+        fleet = LocalFleet(ClientWork(module, data, config, seed=0))
+        server = fresh_server(module.declared, module.shared_start())
+        Federation(method, fleet, config, server, callbacks=[LogStart(), *files, Share()]).run()
     table.add_row(
         f"C = {classes}", *(f"{100 * share:.1f} %" for share in (statistics.median(shares[1:]), max(shares[1:])))
     )

@@ -103,8 +103,10 @@ class FederationConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Local SGD."""
+    """Local optimization."""
 
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """sgd (the paper), or adam with its usual moments, for which momentum has no meaning."""
     prompt_lr: float = 0.002
     """Learning rate of the prompt."""
     gating_lr: float = 0.01
@@ -117,6 +119,7 @@ class OptimConfig:
     """Learning rate: constant, a cosine to zero over the rounds, or one over the steps of each local fit."""
 
     def __post_init__(self) -> None:
+        _require(self.optimizer in ("sgd", "adam"), "optim.optimizer", self.optimizer, "sgd or adam")
         for name in ("prompt_lr", "gating_lr", "weight_decay"):
             _require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "a number of at least 0")
         _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "a number in [0, 1)")
@@ -208,9 +211,12 @@ class RuntimeConfig:
     """Lightning's name of the accelerator: auto, cpu, gpu, mps, ..."""
     threads: int | None = None
     """CPU threads of torch; null leaves torch's default. The same number gives the same bits."""
+    text_cache_mib: int = 256
+    """Memory for text features of prompts that do not change (experts, evaluated clients), in MiB."""
 
     def __post_init__(self) -> None:
         _require(self.threads is None or self.threads >= 1, "runtime.threads", self.threads, "null or at least 1")
+        _require(self.text_cache_mib >= 1, "runtime.text_cache_mib", self.text_cache_mib, "an integer of at least 1")
 
 
 @dataclass(frozen=True)

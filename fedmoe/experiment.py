@@ -22,7 +22,7 @@ from rich.console import Console
 
 from fedmoe import __version__
 from fedmoe.client.module import ClientModule
-from fedmoe.client.work import light_trainer
+from fedmoe.client.work import ClientWork, light_trainer
 from fedmoe.config import (
     ClipConfig,
     FeatureConfig,
@@ -42,17 +42,23 @@ from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.features.encoders import extract_test
 from fedmoe.features.progress import extraction_progress
 from fedmoe.federation.callbacks import Checkpoint, ProgressDisplay, RunLog
-from fedmoe.federation.generalization import TestImages, score_classes, score_late_clients
+from fedmoe.federation.fleet import LocalFleet
+from fedmoe.federation.late import score_late_clients
+from fedmoe.federation.novel import TestImages, score_classes
 from fedmoe.federation.orchestrator import Federation
+from fedmoe.federation.rehearsal import rehearse
+from fedmoe.federation.restore import read_state, restore
+from fedmoe.federation.state import fresh_server
 from fedmoe.io import read_jsonl, write_json_atomic, write_text_atomic
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
+from fedmoe.privacy.mechanism import build_privacy
 from fedmoe.protocol.method import Method
 from fedmoe.protocol.records import RoundContext
 from fedmoe.report import plan_comparison, report
-from fedmoe.runs.checkpoint import FederationState, StateStore
+from fedmoe.runs.checkpoint import StateStore
 from fedmoe.runs.folder import held, require_format, stamp
-from fedmoe.runs.resume import require_fit, resume
+from fedmoe.runs.resume import cut_logs, require_same_settings
 from fedmoe.seeds import torch_generator
 from fedmoe.tracking.trackers import trackers
 from fedmoe.tracking.wandb_tracker import sweep_run_id
@@ -125,14 +131,15 @@ class Session:
     def module(self, method: Method, class_names: Sequence[str]) -> ClientModule:
         """The method's client for these classes, on the device of the run."""
         e = self.experiment
-        prompt = PromptLearner(self.clip, class_names, e.prompt, torch_generator(e.seed, "prompt"))
+        prompts = PromptLearner(self.clip, class_names, e.prompt, torch_generator(e.seed, "prompt"))
         module = ClientModule(
-            prompt,
-            method,
-            e.optim,
-            feature_dim=self.clip.feature_dim,
-            logit_scale=self.clip.logit_scale,
+            self.clip,
+            prompts,
+            method=method,
+            optim=e.optim,
             constants=method.constants(self.clip, class_names, e.data.template),
+            seed=e.seed,
+            text_cache_mib=e.runtime.text_cache_mib,
         )
         return module.to(_root_device(e.runtime))
 
@@ -143,13 +150,19 @@ class Session:
         method.check(config, self.clip.feature_dim)
         data = self.data(method)
         module = self.module(method, data.class_names)
-        state = FederationState.fresh(module.export_prompt(), config.clients)
+        privacy = build_privacy(e.privacy, config, e.seed)
+        work = ClientWork(module, data, config, e.seed, e.runtime, privacy)
+        rehearse(work, privacy, range(min(2, config.participants)))
         return Federation(
-            *(method, module, data, config, state),
+            method,
+            LocalFleet(work),
+            config,
+            fresh_server(module.declared, module.shared_start()),
             seed=e.seed,
-            runtime=e.runtime,
             callbacks=callbacks,
-            privacy=e.privacy,
+            privacy=privacy,
+            clients=data.summary(),
+            name=data.name,
         )
 
 
@@ -179,21 +192,27 @@ def run(session: Session, method: Method, config: str, folder: Path, resolve: Re
         clear(folder)
     with held(folder):
         earlier = resolve(folder / "config.yaml") if (folder / "config.yaml").exists() else None
-        state = None if earlier is None else resume(folder, store, earlier, config, federation)
+        state = None
+        if earlier is not None:
+            require_same_settings(folder, earlier, config)
+            state = read_state(store)
+            if state is not None:
+                restore(federation, state, folder)
+            cut_logs(folder, federation.rounds_done)
         stamp(folder)
         write_text_atomic(folder / "config.yaml", config)
-        write_json_atomic(folder / "partition.json", federation.data.summary())
-        if state is not None:
-            federation.state = state
-            if state.round < federation.config.rounds:
-                session.console.print(f"{method.label}: resuming {folder} after round {state.round}", soft_wrap=True)
+        write_json_atomic(folder / "partition.json", federation.clients)
+        if state is not None and state.round < federation.config.rounds:
+            told = f"{method.label}: resuming {folder} after round {state.round}"
+            session.console.print(told, markup=False, emoji=False, soft_wrap=True)
         try:
             federation.run()
         finally:
             progress.close()
             for tracker in tracking:
                 tracker.close()
-        privacy = federation.local.privacy.summary(federation.state)
+        known = federation.server.clients.values()
+        privacy = federation.privacy.summary(max((client.rounds_seen for client in known), default=0))
         _write_summary(folder, method, session.experiment.seed, privacy)
 
 
@@ -245,24 +264,25 @@ def evaluate(
         UserError: the folder holds no checkpoint, or the run held no classes out.
     """
     require_format(folder)
-    state = StateStore(folder / "state").load()
+    state = read_state(StateStore(folder / "state"))
     if state is None:
         raise UserError(f"{folder} holds no checkpoint; valid is the folder of a run that fit has begun.")
     if join_rounds < 1:
         raise UserError(f"join_rounds is {join_rounds}; valid is an integer of at least 1.")
     novel = novel_classes(session.experiment) if classes else None
     federation = session.federation(method)
-    require_fit(state, federation, folder)
-    federation.state = state
+    restore(federation, state, folder)
     context = RoundContext(state.round, (), session.experiment.seed)
     found: dict[str, Any] = {"round": state.round, "accuracy": federation.evaluate(context).accuracy}
+    fleet, server = federation.fleet, federation.server
+    assert isinstance(fleet, LocalFleet)
     if novel is not None:
         base_images, novel_images = session.test_images(method, novel)
-        module = session.module(method, novel.class_names[len(federation.data.class_names) :])
-        scores = score_classes(federation.local, module, state, context, base_images, novel_images)
-        found["classes"] = asdict(scores)
+        module = session.module(method, novel.class_names[len(session.data(method).class_names) :])
+        found["classes"] = asdict(score_classes(fleet, module, server, context, base_images, novel_images))
     if federation.config.late_clients:
-        found["late"] = asdict(score_late_clients(federation.local, state, join_rounds))
+        late = score_late_clients(fleet, method, server, federation.config, context, join_rounds)
+        found["late"] = asdict(late)
     write_json_atomic(folder / "evaluation.json", found)
     return found
 

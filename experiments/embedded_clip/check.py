@@ -87,7 +87,7 @@ def learn_prompt(
     """
     generator = torch.Generator().manual_seed(seed)
     prompt = PromptLearner(clip, digits.class_names, PromptConfig(length=LENGTH, init=start), generator)
-    optimizer = torch.optim.SGD([prompt.context], lr=lr, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(prompt.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     result = []
     for step in range(STEPS + 1):
         if step in (0, STEPS):

@@ -1,1 +1,1 @@
-"""The client: a LightningModule that trains a prompt, and what a method keeps beside it, on cached features."""
+"""The client's side of the line: the LightningModule, what it does with a server's order, and what it keeps."""

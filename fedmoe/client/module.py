@@ -1,40 +1,35 @@
-"""The client's LightningModule: local loss, optimizer, and one ``load`` that replaces all of its mutable state.
+"""The client: a LightningModule that holds the frozen CLIP, learnable prompts and a gate.
 
-One module serves every client of a run: a client is what ``load`` puts into it. The frozen CLIP is shared and is not
-a registered submodule, so that Lightning neither moves nor saves it.
+In a federation one module becomes each client in turn: a client is what ``load`` puts into it. A run may have thousands
+of clients, whose CLIP is the same and whose own tensors are small; a module for each would cost time and memory and
+change no result. Outside a federation it is a plain LightningModule that a ``Trainer`` fits and tests on images.
 
-Shape letters: b images, C classes, l context tokens, w token width, d feature width, K non-local experts.
+Shape letters: b images, C classes, l context tokens, w token width, d feature width, K experts, M prompts at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchmetrics.functional.classification import multiclass_accuracy
 
 from fedmoe.client.text_cache import TextCache
-from fedmoe.config import OptimConfig
+from fedmoe.config import OptimConfig, RuntimeConfig
 from fedmoe.features.client_data import ClientData
+from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
-from fedmoe.protocol.records import Loadout
-from fedmoe.seeds import derive
+from fedmoe.protocol.method import Method
+from fedmoe.protocol.parameters import ModelSpec, Parameter, Scope, named_tensors
+from fedmoe.protocol.records import Loadout, Tensors
+from fedmoe.seeds import torch_generator
 
-
-class Objective(Protocol):
-    """The part of a method that runs on the client."""
-
-    def build_personal(self, prompt_shape: torch.Size, feature_dim: int, seed: int) -> nn.Module | None:
-        """Parameters that never leave the client (the gate), drawn from ``seed``; None where there are none."""
-
-    def loss(self, client: ClientModule, image_features: Tensor, labels: Tensor) -> Tensor:
-        """The local objective on a batch: features [b, d], labels [b] -> scalar."""
-
-
-Batch = tuple[Tensor, Tensor]  # features [b, d], labels [b]
+Batch = tuple[Tensor, Tensor]  # images [b, 3, S, S] or features [b, d], and labels [b]
 
 
 class Gradients(Protocol):
@@ -45,47 +40,100 @@ class Gradients(Protocol):
 
 
 class ClientModule(L.LightningModule):
-    """A client: learnable prompt, personal modules (gate), fixed experts.
+    """A client of a method.
 
     Args:
-        prompt: the prompt learner, which holds the frozen text tower.
-        objective: the method's local part.
+        clip: the frozen CLIP. It is not a registered submodule, so that Lightning neither moves nor saves it.
+        prompts: the prompt learner of the classes; it comes to hold the tensors that the method declares.
+        gate: a gate of one's own, in place of the one that the method declares.
+        method: what is learned, the loss and the logits.
         optim: learning rates, momentum, weight decay and schedule.
-        feature_dim: width d of CLIP's features.
-        logit_scale: exp of CLIP's logit scale, 1 / tau.
-        constants: fixed tensors that a method needs, by name (such as the template's text features [C, d]).
+        constants: fixed tensors that the method needs, by name (such as the template's text features [C, d]).
+        seed: the run's seed, from which the starts of parameters derive.
         text_cache_mib: upper bound of the cache of fixed prompts' text features, in MiB.
+
+    Attributes:
+        declared: the method's parameters.
     """
 
     def __init__(
         self,
-        prompt: PromptLearner,
-        objective: Objective,
-        optim: OptimConfig,
+        clip: FrozenCLIP,
+        prompts: PromptLearner,
+        gate: nn.Module | None = None,
         *,
-        feature_dim: int,
-        logit_scale: float,
+        method: Method,
+        optim: OptimConfig | None = None,
         constants: Mapping[str, Tensor] | None = None,
-        text_cache_mib: int = 256,
+        seed: int = 0,
+        text_cache_mib: int = RuntimeConfig.text_cache_mib,
     ) -> None:
         super().__init__()
-        self.prompt = prompt
-        self.objective = objective
-        self.optim = optim
-        self.feature_dim = feature_dim
-        self.logit_scale = logit_scale
-        self.constants = dict(constants or {})
-        self.text_cache = TextCache(prompt, text_cache_mib)
-        self.personal = objective.build_personal(prompt.context.shape, feature_dim, seed=0)
+        self._clip = (clip,)  # a tuple hides it from nn.Module
+        self.prompts = prompts
+        self.gate: nn.Module | None = None
+        self.method = method
+        self.optim = optim or OptimConfig()
+        self.constants: Mapping[str, Tensor] = constants or {}
+        self.run_seed = seed
+        self.encoder = method.encoder(clip)
+        self.logit_scale = clip.logit_scale
+        self.text_cache = TextCache(prompts, text_cache_mib)
+        spec = ModelSpec(prompts.start.detach().cpu().clone(), clip.feature_dim)
+        self.declared: tuple[Parameter, ...] = tuple(method.parameters(spec))
+        starts = self._draw(Scope.SHARED, None) | self._draw(Scope.PERSONAL, 0)
+        learned = {part.name: starts[part.name] for part in self.declared if part.scope is not Scope.EXPERT}
+        if gate is not None:
+            learned["gate"] = gate
+        prompts.hold({name: value for name, value in learned.items() if isinstance(value, Tensor)})
+        for name, value in learned.items():
+            if isinstance(value, nn.Module):
+                if name != "gate" and hasattr(self, name):
+                    raise ValueError(f"{name!r} cannot name a part of {type(method).__name__}: every client has that")
+                setattr(self, name, value)
+        shared = {name: tensor for part in self.parts(Scope.SHARED) for name, tensor in self._named(part).items()}
+        self._shared_start = {name: tensor.detach().cpu().clone() for name, tensor in shared.items()}
         self._forget()
+
+    @property
+    def clip(self) -> FrozenCLIP:
+        return self._clip[0]
+
+    def parts(self, *scopes: Scope) -> Iterator[Parameter]:
+        """The declared parts of some scopes."""
+        return (part for part in self.declared if part.scope in scopes)
+
+    def _draw(self, scope: Scope, client_id: int | None) -> dict[str, Tensor | nn.Module]:
+        """The starts of all parts of a scope: common ones, or those of a client."""
+        drawn: dict[str, Tensor | nn.Module] = {}
+        own = None if client_id is None else torch_generator(self.run_seed, "personal", client_id)
+        for part in self.parts(scope):
+            assert part.start is not None
+            drawn[part.name] = part.start(own or torch_generator(self.run_seed, part.name))
+        return drawn
+
+    def _named(self, part: Parameter) -> dict[str, Tensor]:
+        """The tensors of a part as this module holds them, by the names under which they are sent and kept."""
+        value = self.prompts.learned[part.name] if part.name in self.prompts.learned else getattr(self, part.name)
+        return named_tensors(part.name, value)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All learned tensors as this module holds them, by name; no copies."""
+        learned = self.parts(Scope.SHARED, Scope.PERSONAL)
+        return {name: tensor for part in learned for name, tensor in self._named(part).items()}
+
+    def shared_start(self) -> dict[str, Tensor]:
+        """The common start of all shared parameters, on the CPU: what a server begins with."""
+        return dict(self._shared_start)
 
     def _forget(self) -> None:
         """The state of a module that no client has used."""
         self.client_id = -1
         self.data: ClientData | None = None  # the client's own; it stays there
-        self.experts: Tensor | None = None  # text features [K, C, d]
-        self.reference: Tensor | None = None  # [l, w]
-        self.extras: dict[str, Tensor] = {}
+        self.received: Tensors = {}
+        self.experts: Tensors = {}  # by name, [K, ...]
+        self.expert_text: Tensor | None = None  # [K, C, d]
+        self.extras: Tensors = {}
         self.text: Tensor | None = None  # in place of the prompt's text features
         self.gradients: Gradients | None = None
         self._batch: Batch | None = None  # of the step at hand
@@ -93,66 +141,107 @@ class ClientModule(L.LightningModule):
         self.progress = 0.0  # share of the federation's rounds that lies behind, for the learning rate
         self.zero_grad(set_to_none=True)
 
-    def load(
-        self, client_id: int, loadout: Loadout, seed: int, progress: float = 0.0, data: ClientData | None = None
-    ) -> None:
+    def load(self, client_id: int, loadout: Loadout, progress: float = 0.0, data: ClientData | None = None) -> None:
         """Become the client ``client_id``: replaces ALL mutable state, so that nothing leaks between clients.
 
         Args:
-            loadout: prompt, personal parameters, experts.
-            seed: the run's seed; a client without personal parameters draws them from (seed, client_id), so that
-                its gate is its own and does not depend on the order of clients.
+            loadout: parameters and experts. A parameter that is missing begins at its start, a personal one at the
+                client's own, which does not depend on the order of clients.
             progress: share of the federation's rounds already done, in [0, 1).
             data: what the client owns, for methods that use it beside the batches.
+
+        Raises:
+            ValueError: a tensor is none of the method's, or has another shape.
         """
         self._forget()
         self.client_id = client_id
         self.data = data
         self.progress = progress
+        held = self.tensors()
+        values = {**self._shared_start, **loadout.parameters}
+        if held.keys() - values.keys():
+            drawn = self._draw(Scope.PERSONAL, client_id)
+            values = {n: t for name, value in drawn.items() for n, t in named_tensors(name, value).items()} | values
+        if values.keys() != held.keys():
+            odd = ", ".join(sorted(values.keys() ^ held.keys()))
+            raise ValueError(f"the parameters {odd} are not those of {type(self.method).__name__}")
         with torch.no_grad():
-            self.prompt.context.copy_(loadout.prompt)
-        if self.personal is not None:
-            personal = loadout.personal
-            if personal is None:
-                shape, own_seed = self.prompt.context.shape, derive(seed, "personal", client_id)
-                fresh = self.objective.build_personal(shape, self.feature_dim, own_seed)
-                assert fresh is not None  # the same method built one before
-                personal = fresh.state_dict()
-            self.personal.load_state_dict(dict(personal))
-        device = self.prompt.context.device
-        if loadout.experts is not None and len(loadout.experts):
+            for name, tensor in held.items():
+                if values[name].shape != tensor.shape:
+                    shapes = f"{list(values[name].shape)}, not {list(tensor.shape)}"
+                    raise ValueError(f"the parameter {name} has shape {shapes}")
+                tensor.copy_(values[name])
+        self.received, self.experts, self.extras = (
+            {name: tensor.to(self.device) for name, tensor in group.items()}
+            for group in (loadout.received, loadout.experts, loadout.extras)
+        )
+        if "prompt" in self.experts:
             # Computed once, before training, without gradients (Algorithm 1, step 4).
-            self.experts = torch.stack([self.text_cache(expert) for expert in loadout.experts])  # [K, C, d]
-        self.reference = None if loadout.reference is None else loadout.reference.to(device)
-        self.extras = {name: tensor.to(device) for name, tensor in loadout.extras.items()}
+            self.expert_text = torch.stack([self.text_cache(prompt) for prompt in self.experts["prompt"]])
 
-    def text_features(self) -> Tensor:
-        """T_L [C, d]: with gradient while training; from the cache while evaluating, where the prompt is fixed."""
-        if self.text is not None:
-            return self.text
-        return self.prompt() if torch.is_grad_enabled() else self.text_cache(self.prompt.context)
+    def text_features(self, prompts: Tensor | None = None) -> Tensor:
+        """L2-normalized text features: [C, d] of a prompt [l, w], by default the one the client classifies with
+        (``Method.prompt``); [M, C, d] of M prompts [M, l, w].
 
-    def export_prompt(self) -> Tensor:
-        """A copy of the prompt [l, w] on the CPU."""
-        return self.prompt.context.detach().cpu().clone()
+        With gradient while training; from the cache while evaluating, where prompts are fixed.
+        """
+        if prompts is None:
+            if self.text is not None:
+                return self.text
+            prompts = self.method.prompt(self)
+        if torch.is_grad_enabled():
+            return self.prompts(prompts)
+        if prompts.ndim == self.prompts.start.ndim:
+            return self.text_cache(prompts)
+        return torch.stack([self.text_cache(prompt) for prompt in prompts])
 
-    def export_personal(self) -> dict[str, Tensor]:
-        """A copy of the personal parameters on the CPU; empty where the method has none."""
-        if self.personal is None:
-            return {}
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.personal.state_dict().items()}
+    def trained(self, parts: Iterable[Parameter]) -> dict[str, nn.Parameter]:
+        """The trainable parameters of some parts, by name, in the order of the parts."""
+        found: dict[str, nn.Parameter] = {}
+        for part in parts:
+            if part.name in self.prompts.learned:
+                found[part.name] = self.prompts.learned[part.name]
+            else:
+                inner = getattr(self, part.name).named_parameters()
+                found |= {f"{part.name}.{name}": parameter for name, parameter in inner}
+        return found
+
+    def export(self) -> dict[str, Tensor]:
+        """Copies of all parameters on the CPU, by name."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.tensors().items()}
 
     def mean_loss(self) -> float:
         """Mean training loss over the steps of the last fit; NaN where a step's was, or where there was none."""
         return float(torch.stack(self.losses).mean()) if self.losses else math.nan
 
+    def features(self, inputs: Tensor) -> Tensor:
+        """Image features of preprocessed images [b, 3, S, S]; features pass through."""
+        return self.encoder.encode(inputs.to(self.encoder.device)).to(inputs.device) if inputs.ndim == 4 else inputs
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Class logits [b, C] of preprocessed images [b, 3, S, S], or of the features that the method works with."""
+        return self.method.logits(self, self.features(inputs))
+
     # Lightning's hooks
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self.objective.loss(self, *batch)
+        batch = (self.features(batch[0]), batch[1])
+        loss = self.method.loss(self, *batch)
         self._batch = batch
         self.losses.append(loss.detach())  # not self.log: half a millisecond a step
         return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._score("validation", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._score("test", batch)
+
+    def _score(self, split: str, batch: Batch) -> None:
+        logits, labels = self(batch[0]), batch[1]
+        accuracy = multiclass_accuracy(logits, labels, num_classes=logits.shape[1], average="micro")
+        values = {f"{split}/accuracy": accuracy, f"{split}/loss": cross_entropy(logits, labels)}
+        self.log_dict(values, on_epoch=True, batch_size=len(labels))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if self.gradients is None:
@@ -166,12 +255,16 @@ class ClientModule(L.LightningModule):
         scale = 1.0
         if optim.schedule == "cosine_federation":
             scale = 0.5 * (1 + math.cos(math.pi * self.progress))
-        groups: list[dict[str, Any]] = [{"params": [self.prompt.context], "lr": scale * optim.prompt_lr}]
-        if self.personal is not None:
-            groups.append({"params": list(self.personal.parameters()), "lr": scale * optim.gating_lr})
-        sgd = torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum, weight_decay=optim.weight_decay)
+        groups: list[dict[str, Any]] = []
+        for rate in ("prompt_lr", "gating_lr"):
+            tensors = self.trained(part for part in self.parts(Scope.SHARED, Scope.PERSONAL) if part.rate == rate)
+            if tensors:
+                groups.append({"params": list(tensors.values()), "lr": scale * getattr(optim, rate)})
+        optimizer = self.method.optimizer(groups, optim)
         if optim.schedule != "cosine_local":
-            return sgd
+            return optimizer
         steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
-        return {"optimizer": sgd, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

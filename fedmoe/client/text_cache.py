@@ -6,12 +6,15 @@ An expert's text features change only when its prompt does, and a round changes 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import OrderedDict
 
 import torch
 from torch import Tensor
 
 from fedmoe.models.prompt import PromptLearner
+
+log = logging.getLogger(__name__)
 
 
 class TextCache:
@@ -22,25 +25,39 @@ class TextCache:
     empty, equals one that was never interrupted.
 
     Args:
-        learner: encodes a prompt.
-        limit_mib: upper bound of the features kept, in MiB; at least one prompt's are.
+        prompts: encodes a prompt.
+        limit_mib: upper bound of the features kept, in MiB; at least one prompt's are. A cache that is too small for
+            the prompts at hand encodes them again and again; the first time that happens, a warning says so.
     """
 
-    def __init__(self, learner: PromptLearner, limit_mib: int) -> None:
-        self._learner = learner
-        self._limit = limit_mib * 2**20
+    def __init__(self, prompts: PromptLearner, limit_mib: int) -> None:
+        self._prompts = prompts
+        self._limit_mib = limit_mib
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._dropped: set[bytes] = set()  # keys that were once dropped for want of room
+        self._warned = False
 
     def __call__(self, prompt: Tensor) -> Tensor:
-        context = self._learner.context
-        on_cpu = prompt.detach().to("cpu", context.dtype).contiguous()
+        start = self._prompts.start
+        on_cpu = prompt.detach().to("cpu", start.dtype).contiguous()
         key = hashlib.blake2b(on_cpu.numpy().tobytes(), digest_size=16).digest()
         if key in self._features:
             self._features.move_to_end(key)
         else:
+            self._warn_if(key in self._dropped)
             with torch.no_grad():
-                features = self._learner(prompt.to(context))
+                features = self._prompts(prompt.detach().to(start))
             self._features[key] = features
-            while len(self._features) > max(1, self._limit // max(1, features.nbytes)):
-                self._features.popitem(last=False)
-        return self._features[key].to(context.device)
+            room = max(1, self._limit_mib * 2**20 // max(1, features.nbytes))
+            while len(self._features) > room:
+                self._dropped.add(self._features.popitem(last=False)[0])
+        return self._features[key].to(start.device)
+
+    def _warn_if(self, again: bool) -> None:
+        if again and not self._warned:
+            self._warned = True
+            log.warning(
+                "runtime.text_cache_mib = %d holds the text features of only %d prompts at once, and prompts are being "
+                "encoded again; a larger value saves that time.",
+                *(self._limit_mib, len(self._features)),
+            )

@@ -1,12 +1,12 @@
-"""What a client does by itself: local training, and getting ready to predict."""
+"""What a client does with the server's orders: it trains, and it evaluates itself."""
 
 from __future__ import annotations
 
 import logging
 import math
+import time
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from fedmoe.client.module import ClientModule
-from fedmoe.config import FederationConfig, PrivacyConfig, RuntimeConfig
-from fedmoe.features.client_data import FederatedData
-from fedmoe.privacy.mechanism import build_privacy
-from fedmoe.protocol.method import Method
-from fedmoe.protocol.records import ClientState, ClientUpdate, Downlink, Loadout, RoundContext
+from fedmoe.config import FederationConfig, RuntimeConfig
+from fedmoe.features.client_data import FeatureBatches, FederatedData
+from fedmoe.protocol.records import About, ClientState, Downlink, Loadout, Scored, ScoreJob, Trained, TrainJob, Update
 from fedmoe.seeds import derive, torch_generator
-from fedmoe.server.state import ServerState
+
+BATCH = 1024  # images of an evaluation at once; bounds the memory of the gate's weights
 
 # One fit for each client and round: Lightning's remarks on each would bury everything else.
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -32,103 +31,123 @@ class ClientFailure(Exception):
     """A client's local training came to nothing; the message says why, without the client's name."""
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What local training leaves: the upload, what the client keeps, the mean loss over its steps, and the standard
-    deviation of the noise that privacy asked for."""
+class Protection:
+    """What protects uploads; this one does nothing."""
 
-    update: ClientUpdate
-    kept: ClientState
-    loss: float
-    noise_std: float = 0.0
+    def begin(self, module: ClientModule, state: ClientState, downlink: Downlink, round: int) -> None:
+        """Before local training of the client that the module holds."""
+
+    def check(self, module: ClientModule, downlink: Downlink, start: Loadout, update: Update) -> None:
+        """Refuse an upload that the guarantee does not hold for, after local training.
+
+        Raises:
+            UserError: the method does not fit the mechanism.
+        """
+
+    def protect(self, module: ClientModule, update: Update, round: int) -> tuple[Update, float]:
+        """What is sent instead of ``update``, and the standard deviation of the noise in it (or in each step)."""
+        return update, 0.0
 
 
-class LocalWork:
-    """Turns the one module into each client, trains it and loads it for prediction. Changes no state.
+class ClientWork:
+    """Turns the one module into each client, trains it and evaluates it. Holds no client's state.
 
     Args:
+        module: the client, which knows its method.
+        data: features and labels of every client.
+        config: rounds, epochs and batch size, already adapted by ``Method.schedule``.
         seed: the run's seed; every draw derives from it, the round and the client.
-        privacy: what protects uploads; None: nothing.
+        protection: what protects uploads.
     """
 
     def __init__(
         self,
-        method: Method,
         module: ClientModule,
         data: FederatedData,
         config: FederationConfig,
         seed: int,
-        runtime: RuntimeConfig,
-        privacy: PrivacyConfig | None = None,
+        runtime: RuntimeConfig | None = None,
+        protection: Protection | None = None,
     ) -> None:
-        self.method, self.module, self.data = method, module, data
-        self.config, self.seed, self.runtime = config, seed, runtime
-        self.privacy = build_privacy(privacy, config, seed)
+        self.module, self.method, self.data = module, module.method, data
+        self.config, self.seed, self.runtime = config, seed, runtime or RuntimeConfig()
+        self.protection = protection or Protection()
 
-    def examples(self, client_id: int) -> int:
-        """The number n_i of a client's training examples."""
-        return len(self.data.client(client_id).train_labels)
+    def about(self, client_id: int) -> About:
+        """What a client says of its data."""
+        own = self.data.client(client_id)
+        return About(len(own.train_labels), len(own.test_labels), own.domain)
 
-    def train(
-        self, client_id: int, state: ClientState, downlink: Downlink, context: RoundContext, attempt: int = 0
-    ) -> Trained:
-        """Local training (Algorithm 1, step 4). Another ``attempt`` draws other batches.
+    def train(self, job: TrainJob, state: ClientState) -> tuple[Trained, ClientState]:
+        """Local training (Algorithm 1, step 4): what goes up, and what the client keeps.
 
         Raises:
             ClientFailure: the loss or a trained parameter is not finite, or memory ran out.
             UserError: the method does not fit the privacy mechanism.
         """
+        began, module, downlink = time.perf_counter(), self.module, job.downlink
         start = self.method.start(state, downlink)
-        self._load(client_id, start, context)
-        self.privacy.begin(self.module, state, downlink, context)
-        again = (attempt,) if attempt else ()
-        loss = self._fit(client_id, self.config.local_epochs, ("fit", *again), ("batches", *again), context)
-        update, kept = self.method.finish(self.module, state, downlink, self.examples(client_id))
-        _require_finite([kept.prompt, *kept.personal.values()])
-        self.privacy.check(self.module, downlink, start, update)
-        update, noise_std = self.privacy.protect(self.module, update, context)
-        return Trained(update, kept, loss, noise_std)
+        self.load(job.client_id, start, job.round)
+        self.protection.begin(module, state, downlink, job.round)
+        again = (job.attempt,) if job.attempt else ()
+        loss = self._fit(self.config.local_epochs, ("fit", *again), ("batches", *again), job.round)
+        update, kept = self.method.finish(module, state, downlink, self.about(job.client_id).train_examples)
+        _require_finite(module.tensors().values())
+        self.protection.check(module, downlink, start, update)
+        update, noise_std = self.protection.protect(module, update, job.round)
+        return Trained(update, loss, time.perf_counter() - began, noise_std), kept
 
-    def ready(self, client_id: int, state: ClientState, server: ServerState, context: RoundContext) -> Downlink:
-        """Load what the client predicts with; what it downloads for that.
+    @torch.no_grad()
+    def score(self, job: ScoreJob, state: ClientState) -> Scored:
+        """The client's evaluation of itself on its own test split."""
+        failed = None
+        try:
+            self.ready(job, state)
+        except ClientFailure as failure:
+            failed = f"fine-tuning: {failure}"
+        own, device = self.data.client(job.client_id), self.module.device
+        correct, sums = 0, dict[str, Tensor]()
+        for features, labels in FeatureBatches(own.test_features, own.test_labels, BATCH):
+            features = features.to(device)
+            correct += int((self.module(features).argmax(dim=1).cpu() == labels).sum())
+            for name, mean in self.method.analyse(self.module, features).items():
+                part = len(labels) * mean.cpu().double()
+                sums[name] = sums[name] + part if name in sums else part
+        total = len(own.test_labels)
+        return Scored(job.client_id, correct, total, sums, failed)
 
-        Where the method asks for it, the module is first fitted to the client's training split.
+    def ready(self, job: ScoreJob, state: ClientState) -> Loadout:
+        """Load what the client predicts with; where the method asks for it, fit that to the training split first.
 
         Raises:
             ClientFailure: that fit failed; the module holds what it started from.
         """
-        downlink = self.method.deploy(server, state, client_id, context)
-        loadout = self.method.inference(server, state, downlink)
-        self._load(client_id, loadout, context)
-        if self.method.fine_tune_epochs and self.examples(client_id):
+        loadout = self.method.inference(state, job.downlink)
+        self.load(job.client_id, loadout, job.round)
+        epochs = self.method.fine_tune_epochs
+        if epochs and self.about(job.client_id).train_examples:
             try:
                 with torch.enable_grad():
-                    epochs = self.method.fine_tune_epochs
-                    self._fit(client_id, epochs, ("fine-tune",), ("fine-tune batches",), context)
-                    _require_finite([self.module.export_prompt(), *self.module.export_personal().values()])
+                    self._fit(epochs, ("fine-tune",), ("fine-tune batches",), job.round)
+                    _require_finite(self.module.tensors().values())
             except ClientFailure:
-                self._load(client_id, loadout, context)
+                self.load(job.client_id, loadout, job.round)
                 raise
-        return downlink
+        return loadout
 
-    def _load(self, client_id: int, loadout: Loadout, context: RoundContext) -> None:
+    def load(self, client_id: int, loadout: Loadout, round: int) -> None:
+        """Turn the module into a client of a round."""
         progress = 0.0  # also of a client that joins after the last round: it begins its schedule anew
-        if 1 <= context.round <= self.config.rounds:
-            progress = (context.round - 1) / self.config.rounds
-        self.module.load(client_id, loadout, self.seed, progress, self.data.client(client_id))
+        if 1 <= round <= self.config.rounds:
+            progress = (round - 1) / self.config.rounds
+        self.module.load(client_id, loadout, progress, self.data.client(client_id))
 
-    def _fit(
-        self,
-        client_id: int,
-        epochs: int,
-        draws: tuple[str | int, ...],
-        order: tuple[str | int, ...],
-        context: RoundContext,
-    ) -> float:
+    def _fit(self, epochs: int, draws: tuple[str | int, ...], order: tuple[str | int, ...], round: int) -> float:
         """Fit the client that the module holds; the mean loss of its steps. ``draws`` and ``order`` name the places
         of the seeds that the loss and the batches derive from."""
-        torch.manual_seed(derive(self.seed, *draws, context.round, client_id))  # for methods that draw in their loss
-        generator = torch_generator(self.seed, *order, context.round, client_id)
+        client_id = self.module.client_id
+        torch.manual_seed(derive(self.seed, *draws, round, client_id))  # for methods that draw in their loss
+        generator = torch_generator(self.seed, *order, round, client_id)
         batches = self.data.client(client_id).training_batches(self.config.batch_size, generator)
         trainer = light_trainer(self.runtime, max_epochs=epochs)
         try:

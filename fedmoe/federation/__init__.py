@@ -1,1 +1,1 @@
-"""The federation: records, server, round loop, state and callbacks. Import its modules directly."""
+"""The federation: the round loop, where clients are, evaluation, late clients and novel classes."""

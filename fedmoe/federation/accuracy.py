@@ -13,57 +13,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from fedmoe.errors import UserError
-
-
-class PerClientAccuracy(Metric):
-    """Share of right predictions for each client: exact integer counts, summed over batches and processes.
-
-    ``compute`` returns [N] float64 on the CPU, each value in [0, 1], and nan for a client without test examples.
-    """
-
-    full_state_update = False
-    higher_is_better = True
-    is_differentiable = False
-    correct: Tensor  # [N] int64
-    total: Tensor  # [N] int64
-
-    def __init__(self, num_clients: int) -> None:
-        super().__init__()
-        if num_clients < 1:
-            raise ValueError(f"num_clients is {num_clients}; valid is at least 1")
-        self.num_clients = num_clients
-        self.add_state("correct", torch.zeros(num_clients, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("total", torch.zeros(num_clients, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, client_id: int, predictions: Tensor, labels: Tensor) -> None:
-        """Count one batch of one client.
-
-        Args:
-            client_id: whose test examples these are, in [0, N).
-            predictions: logits [b, C], of which the largest counts, or predicted classes [b].
-            labels: true classes [b].
-
-        Raises:
-            ValueError: for an unknown client or shapes that do not fit.
-        """
-        if not 0 <= client_id < self.num_clients:
-            raise ValueError(f"client_id is {client_id}; valid is 0 to {self.num_clients - 1}")
-        if predictions.ndim == 2:
-            predictions = predictions.argmax(dim=1)  # [b]
-        if predictions.shape != labels.shape or labels.ndim != 1:
-            shapes = f"{tuple(predictions.shape)} and {tuple(labels.shape)}"
-            raise ValueError(f"predictions and labels have shapes {shapes}; valid is [b, C] or [b], and [b]")
-        self.correct[client_id] += (predictions == labels).sum()
-        self.total[client_id] += labels.numel()
-
-    def compute(self) -> Tensor:
-        # Divided on the CPU: not every accelerator has float64.
-        return self.correct.cpu().double() / self.total.cpu().double()  # [N]; 0 / 0 is nan
 
 
 def summarize(accuracies: Sequence[float] | np.ndarray | Tensor) -> dict[str, float]:

@@ -3,43 +3,63 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fedmoe.config import FederationConfig
+from fedmoe.federation.evaluation import Evaluation
+from fedmoe.federation.state import FederationState
 from fedmoe.io import append_jsonl
-from fedmoe.protocol.records import Evaluation, Failure, RoundContext, RoundRecord
+from fedmoe.protocol.method import Method
+from fedmoe.protocol.records import RoundContext
 from fedmoe.runs.checkpoint import StateStore
+from fedmoe.runs.records import Failure, RoundRecord
 
-if TYPE_CHECKING:
-    from fedmoe.federation.orchestrator import Federation
+
+class FederationView(Protocol):
+    """What a callback sees of the federation.
+
+    Attributes:
+        clients: the contents of partition.json.
+        name: the data set's.
+        rounds_done: the last finished round; -1 for none.
+    """
+
+    method: Method
+    config: FederationConfig
+    clients: dict[str, Any]
+    name: str
+    rounds_done: int
+
+    @property
+    def state(self) -> FederationState: ...
 
 
 class Callback:
     """Hooks of the round loop; a subclass overrides the ones it needs."""
 
-    def on_run_start(self, federation: Federation) -> None:
+    def on_run_start(self, run: FederationView) -> None:
         """Before the first round that is not done yet."""
 
-    def on_client_start(self, federation: Federation, context: RoundContext, client_id: int) -> None:
+    def on_client_start(self, run: FederationView, context: RoundContext, client_id: int) -> None:
         """Before a client of the cohort trains."""
 
-    def on_client_end(self, federation: Federation, context: RoundContext, client_id: int, loss: float) -> None:
+    def on_client_end(self, run: FederationView, context: RoundContext, client_id: int, loss: float) -> None:
         """After a client of the cohort has trained; ``loss`` is the mean over its steps."""
 
-    def on_client_failed(self, federation: Federation, context: RoundContext, failure: Failure) -> None:
+    def on_client_failed(self, run: FederationView, context: RoundContext, failure: Failure) -> None:
         """After an attempt to train a client has failed, where that does not stop the run."""
 
-    def on_evaluation_end(self, federation: Federation, evaluation: Evaluation) -> None:
+    def on_evaluation_end(self, run: FederationView, evaluation: Evaluation) -> None:
         """After all clients were evaluated."""
 
-    def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
+    def on_round_end(self, run: FederationView, record: RoundRecord) -> None:
         """After a round, the state being that of the round."""
 
-    def on_run_end(self, federation: Federation) -> None:
+    def on_run_end(self, run: FederationView) -> None:
         """After the last round."""
 
 
@@ -49,14 +69,14 @@ class RunLog(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def on_client_failed(self, federation: Federation, context: RoundContext, failure: Failure) -> None:
-        append_jsonl(self.folder / "failures.jsonl", asdict(failure))
+    def on_client_failed(self, run: FederationView, context: RoundContext, failure: Failure) -> None:
+        append_jsonl(self.folder / "failures.jsonl", failure.to_json())
 
-    def on_evaluation_end(self, federation: Federation, evaluation: Evaluation) -> None:
-        append_jsonl(self.folder / "clients.jsonl", *(asdict(score) for score in evaluation.clients))
+    def on_evaluation_end(self, run: FederationView, evaluation: Evaluation) -> None:
+        append_jsonl(self.folder / "clients.jsonl", *(score.to_json() for score in evaluation.clients))
 
-    def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
-        append_jsonl(self.folder / "rounds.jsonl", asdict(record))
+    def on_round_end(self, run: FederationView, record: RoundRecord) -> None:
+        append_jsonl(self.folder / "rounds.jsonl", record.to_json())
 
 
 class Checkpoint(Callback):
@@ -65,8 +85,8 @@ class Checkpoint(Callback):
     def __init__(self, store: StateStore) -> None:
         self.store = store
 
-    def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
-        self.store.save(federation.state)
+    def on_round_end(self, run: FederationView, record: RoundRecord) -> None:
+        self.store.save(record.round, *run.state.flatten())
 
 
 class ProgressDisplay(Callback):
@@ -82,27 +102,27 @@ class ProgressDisplay(Callback):
         self.console, self.label, self.interval = console, label, interval
         self._bar: Progress | None = None
 
-    def on_run_start(self, federation: Federation) -> None:
+    def on_run_start(self, run: FederationView) -> None:
         self._start = self._last_line = time.monotonic()
         self._done, self._trained, self._accuracy = 0, 0, ""
-        finished = max(0, federation.state.round)
-        self._todo = federation.config.rounds - finished
+        finished = max(0, run.state.round)
+        self._todo = run.config.rounds - finished
         if self.console.is_terminal and self._todo > 0:
             self._bar = Progress(
-                TextColumn(f"[bold]{self.label}[/]"),
+                TextColumn(self.label.replace("{", "{{").replace("}", "}}"), style="bold", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
                 console=self.console,
                 transient=True,
             )
-            self._task = self._bar.add_task("", total=federation.config.rounds, completed=finished)
+            self._task = self._bar.add_task("", total=run.config.rounds, completed=finished)
             self._bar.start()
 
-    def on_client_end(self, federation: Federation, context: RoundContext, client_id: int, loss: float) -> None:
+    def on_client_end(self, run: FederationView, context: RoundContext, client_id: int, loss: float) -> None:
         self._trained += 1
         text = f"round {context.round}, client {client_id}, loss {loss:.3f}{self._accuracy}"
         if self._bar is not None:
@@ -111,11 +131,11 @@ class ProgressDisplay(Callback):
         elif time.monotonic() - self._last_line > self.interval:
             self._line(f"{text} ({self._trained} of {len(context.cohort)} clients), {self._left()}")
 
-    def on_client_failed(self, federation: Federation, context: RoundContext, failure: Failure) -> None:
+    def on_client_failed(self, run: FederationView, context: RoundContext, failure: Failure) -> None:
         again = f" (attempt {failure.attempt + 1})" if failure.attempt else ""
         self._line(f"round {failure.round}, client {failure.client} failed{again}: {failure.reason}")
 
-    def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
+    def on_round_end(self, run: FederationView, record: RoundRecord) -> None:
         self._trained = 0
         self._done += record.round > 0
         if record.accuracy is not None:
@@ -128,9 +148,9 @@ class ProgressDisplay(Callback):
         failed = f", {len(record.failed)} failed" if record.failed else ""
         cost = f", {sum(record.seconds.values()):.1f} s, {down:.2f} MB down, {up:.2f} MB up"
         accuracy = self._accuracy if record.evaluated else ""
-        self._line(f"round {record.round}/{federation.config.rounds}{loss}{failed}{accuracy}{cost}, {self._left()}")
+        self._line(f"round {record.round}/{run.config.rounds}{loss}{failed}{accuracy}{cost}, {self._left()}")
 
-    def on_run_end(self, federation: Federation) -> None:
+    def on_run_end(self, run: FederationView) -> None:
         self.close()
 
     def close(self) -> None:
@@ -147,4 +167,4 @@ class ProgressDisplay(Callback):
 
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
-        self.console.print(f"{self.label}: {text}", highlight=False, soft_wrap=True)
+        self.console.print(f"{self.label}: {text}", highlight=False, markup=False, emoji=False, soft_wrap=True)

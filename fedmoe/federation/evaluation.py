@@ -1,94 +1,105 @@
-"""Scoring clients on their own test splits, with what their method deploys.
+"""Every client evaluates itself on its own test split; the server puts the answers together.
 
-Shape letters: b images, C classes, K non-local experts.
+Shape letters: K experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from fedmoe.client.work import ClientFailure, LocalWork
-from fedmoe.features.client_data import FeatureBatches
-from fedmoe.federation.accuracy import PerClientAccuracy, mean_per_domain, summarize
-from fedmoe.protocol.records import ClientScore, Evaluation, RoundContext
-from fedmoe.runs.checkpoint import FederationState
+from fedmoe.federation.accuracy import mean_per_domain, summarize
+from fedmoe.federation.fleet import Fleet
+from fedmoe.protocol.method import Method
+from fedmoe.protocol.records import Downlink, RoundContext, Scored, ScoreJob
+from fedmoe.runs.records import ClientScore
+from fedmoe.server.state import ServerState
 
-BATCH = 1024  # images; bounds the memory of the gate's weights
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All clients' scores after a round, and what they were scored with."""
+
+    clients: list[ClientScore]
+    accuracy: dict[str, float]  # percent: mean, std, min, max, worst_decile over clients
+    accuracy_per_domain: dict[str, float]
+    experts: dict[str, list[int]]  # client -> ids of its experts
+    attention: dict[str, Any] | None  # mean weight of the local expert, and of the others, sorted
+    bytes_down: int  # downloaded for the evaluation alone
+    failed: dict[str, str] = field(default_factory=dict)  # client -> why its fine-tuning came to nothing
+    metrics: dict[str, float] = field(default_factory=dict)  # a method's own, averaged over test images
 
 
-@torch.no_grad()
 def evaluate(
-    work: LocalWork, state: FederationState, context: RoundContext, clients: Collection[int] | None = None
+    fleet: Fleet,
+    method: Method,
+    server: ServerState,
+    context: RoundContext,
+    num_clients: int,
+    clients: Collection[int] | None = None,
 ) -> Evaluation:
-    """Every client (or those of ``clients``) on its own test split.
+    """Every client (or those of ``clients``) on its own test split; one without test examples is left out."""
+    about = {i: fleet.about(i) for i in range(num_clients)}
+    asked = [i for i in (range(num_clients) if clients is None else sorted(clients)) if about[i].test_examples]
+    sent: dict[int, tuple[tuple[int, ...], int]] = {}
 
-    Where a client's fine-tuning fails, it is scored without it and named in ``failed``.
-    """
-    data, method = work.data, work.method
-    num_clients = data.num_clients
-    metric = PerClientAccuracy(num_clients)
-    experts: dict[str, list[int]] = {}
-    failed: dict[str, str] = {}
-    attention: list[tuple[int, torch.Tensor]] = []
-    bytes_down = 0
-    for client_id in range(num_clients) if clients is None else sorted(clients):
-        own = data.client(client_id)
-        if not len(own.test_labels):
-            continue
-        try:
-            downlink = work.ready(client_id, state.clients[client_id], state.server, context)
-        except ClientFailure as failure:
-            failed[str(client_id)] = f"fine-tuning: {failure}"
-            downlink = method.deploy(state.server, state.clients[client_id], client_id, context)
-        bytes_down += downlink.nbytes
-        if downlink.expert_ids:
-            experts[str(client_id)] = list(downlink.expert_ids)
-        device = work.module.prompt.context.device
-        for features, labels in FeatureBatches(own.test_features, own.test_labels, BATCH):
-            features = features.to(device)
-            metric.update(client_id, method.logits(work.module, features).cpu(), labels)
-            weights = method.analyse(work.module, features).get("attention")
-            if weights is not None:
-                attention.append((len(labels), weights.cpu().double()))
-    accuracies = metric.compute()
-    domains = [data.client(client_id).domain for client_id in range(num_clients)]
-    counts = zip(metric.correct.tolist(), metric.total.tolist(), strict=True)
+    def jobs() -> Iterator[ScoreJob]:
+        for client_id in asked:
+            downlink: Downlink = method.deploy(server, client_id, context)
+            sent[client_id] = (downlink.expert_ids, downlink.nbytes)
+            yield ScoreJob(client_id, context.round, server.known(client_id).version, downlink)
+
+    scored = {score.client_id: score for score in fleet.score(jobs())}
+    inorder = [scored[i] for i in asked]  # whichever answered first, sums are taken in this order
+    shares = [scored[i].correct / scored[i].total if i in scored else float("nan") for i in range(num_clients)]
     scores = [
         ClientScore(
             round=context.round,
             client=i,
-            domain=domains[i],
-            accuracy=100 * accuracies[i].item() if total else None,
-            correct=correct,
-            total=total,
-            train_examples=work.examples(i),
+            domain=about[i].domain,
+            accuracy=100 * shares[i] if i in scored else None,
+            correct=scored[i].correct if i in scored else 0,
+            total=scored[i].total if i in scored else 0,
+            train_examples=about[i].train_examples,
         )
-        for i, (correct, total) in enumerate(counts)
+        for i in range(num_clients)
     ]
     return Evaluation(
         scores,
-        summarize(accuracies),
-        mean_per_domain(accuracies, domains),
-        experts,
-        _mean_attention(attention),
-        bytes_down,
-        failed,
+        summarize(shares),
+        mean_per_domain(shares, [about[i].domain for i in range(num_clients)]),
+        {str(i): list(sent[i][0]) for i in asked if sent[i][0]},
+        _mean_attention(inorder),
+        sum(size for _, size in sent.values()),
+        {str(score.client_id): score.failed for score in inorder if score.failed is not None},
+        _mean_metrics(inorder),
     )
 
 
-def _mean_attention(parts: Sequence[tuple[int, torch.Tensor]]) -> dict[str, Any] | None:
+def _mean_attention(scored: Sequence[Scored]) -> dict[str, Any] | None:
     """Mean over test images of the local expert's weight, and of each client's other experts' sorted descending
     (figure 6). Clients may hold fewer experts than others: each rank is averaged over those that have it."""
+    parts = [(score.total, score.sums["attention"]) for score in scored if "attention" in score.sums]
     if not parts:
         return None
     ranks = max(len(weights) for _, weights in parts)
     total, images = torch.zeros(ranks, dtype=torch.float64), torch.zeros(ranks, dtype=torch.float64)
-    for count, weights in parts:  # weights [K + 1], the local expert first
+    for count, weights in parts:  # weights [K + 1], summed over images, the local expert first
         ranked = torch.cat([weights[:1], weights[1:].sort(descending=True).values])
-        total[: len(ranked)] += count * ranked
+        total[: len(ranked)] += ranked
         images[: len(ranked)] += count
     mean = (total / images).tolist()
     return {"local": mean[0], "experts": mean[1:]}
+
+
+def _mean_metrics(scored: Sequence[Scored]) -> dict[str, float]:
+    """The mean of each of a method's own numbers over the test images of the clients that have it."""
+    names = dict.fromkeys(name for score in scored for name, value in score.sums.items() if value.ndim == 0)
+    means = {}
+    for name in names:
+        having = [score for score in scored if name in score.sums]
+        means[name] = sum(float(score.sums[name]) for score in having) / sum(score.total for score in having)
+    return means

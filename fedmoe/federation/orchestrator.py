@@ -1,76 +1,84 @@
-"""The round loop.
+"""The round loop: one round of Algorithm 1 from top to bottom.
 
-sample the cohort -> for each client: configure (prompt, experts) -> load -> fit -> export -> the server takes the
-updates -> aggregate -> evaluate every client -> callbacks (log, checkpoint, progress).
+The server samples the cohort (1); each client downloads the shared parameters and its experts (2, 3), trains (4) and
+uploads; the server admits each upload and averages (5); every client is evaluated (6); callbacks log and checkpoint.
 """
 
 from __future__ import annotations
 
 import math
 import time
-import traceback
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
-from fedmoe.client.module import ClientModule
-from fedmoe.client.work import ClientFailure, LocalWork, Trained
-from fedmoe.config import FederationConfig, PrivacyConfig, RuntimeConfig
+from fedmoe.client.work import ClientFailure
+from fedmoe.config import FederationConfig
 from fedmoe.errors import UserError
-from fedmoe.features.client_data import FederatedData
 from fedmoe.federation.callbacks import Callback
-from fedmoe.federation.evaluation import evaluate
-from fedmoe.privacy.mechanism import rehearse
+from fedmoe.federation.evaluation import Evaluation, evaluate
+from fedmoe.federation.fleet import Fleet
+from fedmoe.federation.state import FederationState
+from fedmoe.privacy.mechanism import Privacy
 from fedmoe.protocol.method import Method
-from fedmoe.protocol.records import ClientUpdate, Downlink, Evaluation, Failure, RoundContext, RoundRecord
-from fedmoe.runs.checkpoint import FederationState
-from fedmoe.server.state import sample_cohort
+from fedmoe.protocol.records import Failed, RoundContext, Trained, TrainJob, Update
+from fedmoe.runs.records import Failure, RoundRecord
+from fedmoe.server.state import Known, ServerState
 
 
 class Federation:
-    """Runs a method on clients, one Lightning fit for each client of each round's cohort.
+    """Runs a method on a fleet of clients.
 
     Args:
         method: what is sent, trained, averaged and predicted.
-        module: the client; ``load`` turns it into any of them.
-        data: features and labels of every client.
+        fleet: where the clients are.
         config: rounds, participation, epochs; already adapted by ``method.schedule``.
-        state: where to start; ``FederationState.fresh`` or a checkpoint.
+        server: where the server starts.
         seed: the run's seed. Every draw derives from it, the round and the client, so that neither the order of
             clients nor an interruption changes a bit.
         callbacks: called at the end of clients and rounds.
-        privacy: what protects uploads; None: nothing.
-
-    Raises:
-        UserError: the method does not fit the privacy mechanism.
+        privacy: the account of what was spent; None: nothing protects uploads.
+        clients: the contents of partition.json, for callbacks.
+        name: the data set's, for callbacks.
     """
 
     def __init__(
         self,
         method: Method,
-        module: ClientModule,
-        data: FederatedData,
+        fleet: Fleet,
         config: FederationConfig,
-        state: FederationState,
+        server: ServerState,
         *,
         seed: int = 0,
-        runtime: RuntimeConfig | None = None,
         callbacks: Sequence[Callback] = (),
-        privacy: PrivacyConfig | None = None,
+        privacy: Privacy | None = None,
+        clients: dict[str, Any] | None = None,
+        name: str = "",
     ) -> None:
-        self.method, self.module, self.data = method, module, data
-        self.config, self.state, self.seed = config, state, seed
-        self.runtime = runtime or RuntimeConfig()
+        self.method, self.config, self.seed = method, config, seed
+        self.fleet, self.server = fleet, server
+        self.rounds_done = -1
         self.callbacks = callbacks
-        self.local = LocalWork(method, module, data, config, seed, self.runtime, privacy)
-        rehearse(self.local, state.initial, range(min(2, config.participants)))
+        self.privacy = privacy or Privacy(None, config, seed)
+        self.clients, self.name = clients or {}, name
+
+    @property
+    def state(self) -> FederationState:
+        """What the last finished round has left."""
+        own = self.fleet.states(self.server.clients)
+        return FederationState(self.rounds_done, self.config.clients, self.server, own)
+
+    def restore(self, state: FederationState) -> None:
+        """Continue from a checkpoint."""
+        self.rounds_done, self.server = state.round, state.server
+        self.fleet.restore(state.server.clients, state.clients)
 
     def run(self) -> None:
         """All rounds that are not done yet; round 0 is the evaluation before training."""
         self._call("on_run_start", self)
-        if self.state.round < 0:
+        if self.rounds_done < 0:
             self._call("on_round_end", self, self._before_training())
-        for number in range(self.state.round + 1, self.config.rounds + 1):
+        for number in range(self.rounds_done + 1, self.config.rounds + 1):
             self._call("on_round_end", self, self.round(number))
         self._call("on_run_end", self)
 
@@ -78,40 +86,26 @@ class Federation:
         """One round of Algorithm 1. The state changes only at its end, so an error inside leaves the last round's.
 
         A client that fails keeps its old state and pool entry, and has no weight in the mean; where all fail, the
-        global prompt stays.
+        shared parameters stay.
         """
-        clock, state, config = _Clock(), self.state, self.config
-        cohort = sample_cohort(config.participants, config.participation, self.seed, number)
+        began, server, config = time.perf_counter(), self.server, self.config
+        cohort = self.method.cohort(server, config, self.seed, number)  # step 1
         context = RoundContext(number, cohort, self.seed)
-        record = RoundRecord(number, list(cohort))
-        trained: dict[int, Trained] = {}
-        down = 0
-        for client_id in self.order(context.cohort):
-            self._call("on_client_start", self, context, client_id)
-            downlink = self.method.configure(state.server, client_id, context)
-            with clock.phase("train"):
-                result = self._train(client_id, downlink, context)
-            down += downlink.nbytes
-            if isinstance(result, Trained):
-                trained[client_id] = result
-                self._call("on_client_end", self, context, client_id, result.loss)
-            else:
-                record.failed[str(client_id)] = result.reason
-        updates = [trained[client_id].update for client_id in context.cohort if client_id in trained]
+        record = RoundRecord(round=number, cohort=list(cohort))
+        trained = self._train(context, record)  # steps 2 to 4
+        updates = [trained[client_id][1].update for client_id in cohort if client_id in trained]
+        for update in updates:  # step 5
+            self.method.admit(server, update)
         if updates:
-            self.method.aggregate(state.server, updates)
-            record.train_loss = math.fsum(done.loss for done in trained.values()) / len(trained)
-        for client_id, done in trained.items():
-            state.clients[client_id] = done.kept
-        state.round = number
-        record.prompt_drift = self._drift(updates)
-        record.bytes = {"down": down, "up": sum(update.nbytes for update in updates), "evaluate_down": 0}
+            self.method.aggregate(server, updates, context)
+        for client_id, (job, _) in trained.items():
+            seen = server.known(client_id).rounds_seen + 1
+            server.clients[client_id] = Known(seen, job.downlink.expert_ids, number)
+        self.rounds_done = number
+        self._describe(record, [trained[client_id][1] for client_id in cohort if client_id in trained])
         if number % config.evaluate_every == 0 or number == config.rounds:
-            with clock.phase("evaluate"):
-                self._record_evaluation(record, self.evaluate(context))
-        record.privacy = self.local.privacy.record(state, list(trained.values()))
-        record.clients_seen = sum(client.took_part for client in state.clients)
-        record.seconds = clock.seconds()
+            self._evaluate(record, context)  # step 6
+        record.seconds["other"] = time.perf_counter() - began - sum(record.seconds.values())
         return record
 
     def order(self, cohort: Sequence[int]) -> Sequence[int]:
@@ -120,81 +114,118 @@ class Federation:
 
     def evaluate(self, context: RoundContext) -> Evaluation:
         """Every client that takes part in rounds, on its own test split."""
-        return evaluate(self.local, self.state, context, range(self.config.participants))
+        participants = range(self.config.participants)
+        return evaluate(self.fleet, self.method, self.server, context, self.config.clients, participants)
 
-    def _train(self, client_id: int, downlink: Downlink, context: RoundContext) -> Trained | Failure:
-        """Local training under the policy ``federation.on_failure``.
+    def _train(self, context: RoundContext, record: RoundRecord) -> dict[int, tuple[TrainJob, Trained]]:
+        """Local training of the cohort under the policy ``federation.on_failure``; what came of it, by client.
 
         Raises:
             UserError: a mistake in the settings; or a failure, where it is to stop the run.
         """
+        server, seconds = self.server, {"train": 0.0, "evaluate": 0.0}
         attempts = 1 + (self.config.retries if self.config.on_failure == "retry" else 0)
-        for attempt in range(attempts):
-            try:
-                return self.local.train(client_id, self.state.clients[client_id], downlink, context, attempt)
-            except UserError:
-                raise
-            except Exception as error:
-                if self.config.on_failure == "stop":
-                    if not isinstance(error, ClientFailure):
-                        raise
-                    raise UserError(
-                        f"Client {client_id} failed in round {context.round}: {error}; valid are settings with which "
-                        "it does not, or federation.on_failure = drop."
-                    ) from error
-                failure = Failure(context.round, client_id, attempt, _reason(error), traceback.format_exc())
-                self._call("on_client_failed", self, context, failure)
-        return failure
+        waiting = deque((client_id, 0) for client_id in self.order(context.cohort))
+        trained: dict[int, tuple[TrainJob, Trained]] = {}
+        record.bytes = {"down": 0, "up": 0, "evaluate_down": 0}
+
+        def jobs() -> Iterator[TrainJob]:
+            while waiting:
+                client_id, attempt = waiting.popleft()
+                self._call("on_client_start", self, context, client_id)
+                downlink = self.method.configure(server, client_id, context)
+                if not attempt:
+                    record.bytes["down"] += downlink.nbytes
+                version = server.known(client_id).version
+                yield TrainJob(client_id, context.round, version, downlink, attempt)
+
+        while waiting:
+            for job, result in self.fleet.train(jobs()):
+                seconds["train"] += result.seconds
+                if isinstance(result, Trained):
+                    trained[job.client_id] = (job, result)
+                    self._call("on_client_end", self, context, job.client_id, result.loss)
+                    continue
+                self._fail(job, result, context)
+                if job.attempt + 1 < attempts:
+                    waiting.appendleft((job.client_id, job.attempt + 1))
+                else:
+                    record.failed[str(job.client_id)] = result.reason
+        record.seconds = seconds
+        record.failed = {str(i): record.failed[str(i)] for i in context.cohort if str(i) in record.failed}
+        return trained
+
+    def _fail(self, job: TrainJob, failed: Failed, context: RoundContext) -> None:
+        if self.config.on_failure == "stop":
+            if failed.error is not None and not isinstance(failed.error, ClientFailure):
+                raise failed.error
+            raise UserError(
+                f"Client {job.client_id} failed in round {context.round}: {failed.reason}; valid are settings with "
+                "which it does not, or federation.on_failure = drop."
+            ) from failed.error
+        failure = Failure(
+            round=context.round,
+            client=job.client_id,
+            attempt=job.attempt,
+            reason=failed.reason,
+            traceback=failed.traceback,
+        )
+        self._call("on_client_failed", self, context, failure)
+
+    def _describe(self, record: RoundRecord, trained: Sequence[Trained]) -> None:
+        """Put into the record what the cohort did."""
+        updates = [done.update for done in trained]
+        if trained:
+            record.train_loss = math.fsum(done.loss for done in trained) / len(trained)
+        record.prompt_drift = self._drift(updates)
+        record.bytes["up"] = sum(update.nbytes for update in updates)
+        record.metrics = _weighted_metrics(updates)
+        known = self.server.clients.values()
+        most_rounds = max((client.rounds_seen for client in known), default=0)
+        record.privacy = self.privacy.record(most_rounds, [done.noise_std for done in trained])
+        record.clients_seen = len(known)
 
     def _before_training(self) -> RoundRecord:
-        clock, record = _Clock(), RoundRecord(0, bytes={"down": 0, "up": 0, "evaluate_down": 0})
-        self.state.round = 0
-        with clock.phase("evaluate"):
-            self._record_evaluation(record, self.evaluate(RoundContext(0, (), self.seed)))
-        record.seconds = clock.seconds()
+        record = RoundRecord(round=0, bytes={"down": 0, "up": 0, "evaluate_down": 0})
+        record.seconds = {"train": 0.0, "evaluate": 0.0}
+        self.rounds_done = 0
+        began = time.perf_counter()
+        self._evaluate(record, RoundContext(0, (), self.seed))
+        record.seconds["other"] = time.perf_counter() - began - record.seconds["evaluate"]
         return record
 
-    def _record_evaluation(self, record: RoundRecord, evaluation: Evaluation) -> None:
+    def _evaluate(self, record: RoundRecord, context: RoundContext) -> None:
+        began = time.perf_counter()
+        evaluation = self.evaluate(context)
+        record.seconds["evaluate"] = time.perf_counter() - began
         record.evaluated = True
         record.accuracy = evaluation.accuracy
         record.accuracy_per_domain = evaluation.accuracy_per_domain
         record.experts, record.attention = evaluation.experts, evaluation.attention
         record.bytes["evaluate_down"] = evaluation.bytes_down
         record.failed = {**evaluation.failed, **record.failed}
+        record.metrics = {**record.metrics, **evaluation.metrics}
         self._call("on_evaluation_end", self, evaluation)
 
-    def _drift(self, updates: Sequence[ClientUpdate]) -> float | None:
-        mean = self.state.server.prompt.double()
-        prompts = [update.prompt for update in updates if update.prompt is not None]
-        distances = [float((prompt.double() - mean).norm()) for prompt in prompts if prompt.shape == mean.shape]
-        if not distances:
+    def _drift(self, updates: Sequence[Update]) -> float | None:
+        """Mean l2 distance of the cohort's prompts to the new global one."""
+        if "prompt" not in self.server.shared:
             return None
-        return math.fsum(distances) / len(distances)
+        mean = self.server.shared["prompt"].double()
+        prompts = [update.parameters["prompt"] for update in updates if "prompt" in update.parameters]
+        distances = [float((prompt.double() - mean).norm()) for prompt in prompts]
+        return math.fsum(distances) / len(distances) if distances else None
 
     def _call(self, hook: str, *args: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(*args)
 
 
-def _reason(error: Exception) -> str:
-    """One line: what failed."""
-    text = " ".join(str(error).split()).rstrip(".")
-    return text if isinstance(error, ClientFailure) else f"{type(error).__name__}{f': {text}' if text else ''}"
-
-
-class _Clock:
-    """Seconds of a round by phase; ``other`` is what lies outside all phases."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._phases = {"train": 0.0, "evaluate": 0.0}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._phases[name] += time.perf_counter() - start
-
-    def seconds(self) -> dict[str, float]:
-        whole = time.perf_counter() - self._start
-        return {**self._phases, "other": whole - sum(self._phases.values())}
+def _weighted_metrics(updates: Sequence[Update]) -> dict[str, float]:
+    """The mean of each of a method's own numbers over the clients that have it, weighted by n_i."""
+    means = {}
+    for name in dict.fromkeys(name for update in updates for name in update.metrics):
+        having = [update for update in updates if name in update.metrics]
+        total = math.fsum(update.num_examples * update.metrics[name] for update in having)
+        means[name] = total / sum(update.num_examples for update in having)
+    return means

@@ -1,4 +1,8 @@
-"""Methods, one file each. Importing the package makes their short names known to the command line."""
+"""Methods, one file each. Importing the package makes their short names known to the command line.
+
+A file here imports torch inside its functions, not at its top: so ``--help`` and mistakes are answered at once. A
+method of your own may import what it likes where it likes.
+"""
 
 from fedmoe.methods.coop import CoOp
 from fedmoe.methods.fedamp import FedAMP

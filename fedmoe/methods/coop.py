@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from fedmoe.config import FederationConfig
 from fedmoe.errors import UserError
 from fedmoe.protocol.method import Method
-from fedmoe.protocol.records import ClientState, ClientUpdate, Downlink, Loadout, RoundContext
-from fedmoe.server.state import ServerState
-
-if TYPE_CHECKING:
-    from fedmoe.client.module import ClientModule  # Lightning takes seconds to import
+from fedmoe.protocol.parameters import ModelSpec, Parameter, Scope, fixed
 
 
 class CoOp(Method):
@@ -32,14 +28,5 @@ class CoOp(Method):
     def schedule(self, federation: FederationConfig) -> FederationConfig:
         return replace(federation, rounds=1, participation=1.0, local_epochs=self.epochs)
 
-    def configure(self, server: ServerState, client_id: int, context: RoundContext) -> Downlink:
-        return Downlink(prompt=None)
-
-    def finish(
-        self, client: ClientModule, state: ClientState, downlink: Downlink, num_examples: int
-    ) -> tuple[ClientUpdate, ClientState]:
-        update, kept = super().finish(client, state, downlink, num_examples)
-        return replace(update, prompt=None), kept
-
-    def inference(self, server: ServerState, state: ClientState, downlink: Downlink) -> Loadout:
-        return Loadout(state.prompt)
+    def parameters(self, model: ModelSpec) -> Sequence[Parameter]:
+        return [Parameter("prompt", Scope.PERSONAL, fixed(model.prompt))]

@@ -10,20 +10,20 @@ Shape letters: l context tokens, w token width, m prompts in the pool.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor
 
 from fedmoe.config import FederationConfig
 from fedmoe.errors import UserError
 from fedmoe.protocol.method import Method
-from fedmoe.protocol.records import ClientState, Downlink, Loadout, RoundContext
-from fedmoe.server.state import ServerState
+from fedmoe.protocol.parameters import ModelSpec, Parameter, Scope, fixed
+from fedmoe.protocol.records import Downlink, RoundContext
 
 if TYPE_CHECKING:
-    from fedmoe.client.module import ClientModule  # Lightning takes seconds to import
+    from torch import Tensor
+
+    from fedmoe.protocol.client import Client
+    from fedmoe.server.state import ServerState
 
 
 def message_weights(pool: Mapping[int, Tensor], client_id: int, sigma: float, alpha: float) -> dict[int, float]:
@@ -35,7 +35,7 @@ def message_weights(pool: Mapping[int, Tensor], client_id: int, sigma: float, al
     own = pool[client_id].double()
     others = sorted(other for other in pool if other != client_id)
     squares = {other: (pool[other].double() - own).square().sum() for other in others}
-    weights = {other: alpha / sigma * float(torch.exp(-square / sigma)) for other, square in squares.items()}
+    weights = {other: alpha / sigma * float((-square / sigma).exp()) for other, square in squares.items()}
     return {client_id: 1 - sum(weights.values()), **weights}
 
 
@@ -80,24 +80,28 @@ class FedAMP(Method):
                 f"{federation.clients} valid is at most sigma / (clients - 1) = {largest:g}, or null."
             )
 
+    def parameters(self, model: ModelSpec) -> Sequence[Parameter]:
+        return [Parameter("prompt", Scope.SHARED, fixed(model.prompt), keep=True, pool=True)]
+
     def configure(self, server: ServerState, client_id: int, context: RoundContext) -> Downlink:
-        if client_id not in server.pool:
-            return Downlink(prompt=None)
-        alpha = self.sigma / len(server.pool) if self.alpha is None else self.alpha
-        weights = message_weights(server.pool, client_id, self.sigma, alpha)
-        mixture = sum(weight * server.pool[other].double() for other, weight in sorted(weights.items()))
-        assert isinstance(mixture, Tensor)  # the client itself is in the pool
-        return Downlink(mixture.to(server.prompt.dtype), extras={"alpha": torch.tensor(alpha)})
+        import torch
 
-    def start(self, state: ClientState, downlink: Downlink) -> Loadout:
-        return Loadout(state.prompt, reference=downlink.prompt, extras=downlink.extras)
+        pool = server.pooled("prompt")
+        if client_id not in pool:
+            return Downlink()
+        alpha = self.sigma / len(pool) if self.alpha is None else self.alpha
+        weights = message_weights(pool, client_id, self.sigma, alpha)
+        mixture = torch.zeros_like(pool[client_id], dtype=torch.float64)
+        for other, weight in sorted(weights.items()):  # in this order, so that the sum has the same bits every time
+            mixture += weight * pool[other].double()
+        return Downlink(extras={"mixture": mixture.to(pool[client_id].dtype), "alpha": torch.tensor(alpha)})
 
-    def loss(self, client: ClientModule, image_features: Tensor, labels: Tensor) -> Tensor:
+    def deploy(self, server: ServerState, client_id: int, context: RoundContext) -> Downlink:
+        return Downlink()  # there is no global model: one that never took part has the common start
+
+    def loss(self, client: Client, image_features: Tensor, labels: Tensor) -> Tensor:
         loss = super().loss(client, image_features, labels)
-        if client.reference is None or self.lmbda == 0:
+        if "mixture" not in client.extras or self.lmbda == 0:
             return loss
-        distance = (client.prompt.context - client.reference).square().sum()
+        distance = (client.prompts["prompt"] - client.extras["mixture"]).square().sum()
         return loss + self.lmbda / (2 * client.extras["alpha"]) * distance
-
-    def inference(self, server: ServerState, state: ClientState, downlink: Downlink) -> Loadout:
-        return Loadout(state.prompt)

@@ -12,33 +12,21 @@ d feature width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
-
-import torch
-from torch import Tensor, nn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from fedmoe.errors import UserError
-from fedmoe.features.encoders import spatial_encoder
-from fedmoe.features.extraction import Encoder
-from fedmoe.models.clip import FrozenCLIP
-from fedmoe.models.transport import Transport, balanced_transport, partial_transport
 from fedmoe.protocol.method import Method
-from fedmoe.protocol.records import ClientState, Downlink, Loadout
-from fedmoe.server.state import ServerState
+from fedmoe.protocol.parameters import ModelSpec, Parameter, Scope, fixed, normal
 
 if TYPE_CHECKING:
-    from fedmoe.client.module import ClientModule  # Lightning takes seconds to import
+    from torch import Tensor
+
+    from fedmoe.features.extraction import Encoder
+    from fedmoe.models.clip import FrozenCLIP
+    from fedmoe.protocol.client import Client
 
 _IMAGES = 32  # matched at once: plans that stay in a processor's cache take half the time; changes no result
-
-
-class LocalPrompt(nn.Module):
-    """The prompt that stays on the client: ``context`` of the global prompt's shape, from N(0, std)."""
-
-    def __init__(self, shape: torch.Size, std: float, generator: torch.Generator) -> None:
-        super().__init__()
-        self.context = nn.Parameter(torch.empty(shape).normal_(std=std, generator=generator))
 
 
 class FedOTP(Method):
@@ -66,7 +54,6 @@ class FedOTP(Method):
     """
 
     label = "FedOTP"
-    _transports: ClassVar[Mapping[str, Transport]] = {"partial": partial_transport, "balanced": balanced_transport}
 
     def __init__(
         self,
@@ -96,19 +83,23 @@ class FedOTP(Method):
         self.std = std
 
     def encoder(self, clip: FrozenCLIP) -> Encoder:
+        from fedmoe.features.encoders import spatial_encoder
+
         return spatial_encoder(clip)
 
-    def build_personal(self, prompt_shape: torch.Size, feature_dim: int, seed: int) -> nn.Module:
-        return LocalPrompt(prompt_shape, self.std, torch.Generator().manual_seed(seed))
+    def parameters(self, model: ModelSpec) -> Sequence[Parameter]:
+        local = normal(model.prompt.shape, self.std)
+        return [
+            Parameter("prompt", Scope.SHARED, fixed(model.prompt)),
+            Parameter("local", Scope.PERSONAL, local, rate="gating_lr"),
+        ]
 
-    def logits(self, client: ClientModule, image_features: Tensor) -> Tensor:
+    def logits(self, client: Client, image_features: Tensor) -> Tensor:
         """Class logits [b, C] of spatial image features [b, M, d]."""
-        assert isinstance(client.personal, LocalPrompt)
-        prompts = torch.stack([client.prompt.context, client.personal.context])  # the global one first
-        if torch.is_grad_enabled():
-            text = client.prompt(prompts)  # [2, C, d]
-        else:
-            text = torch.stack([client.text_cache(prompt) for prompt in prompts])
+        import torch
+
+        prompts = torch.stack([client.prompts["prompt"], client.prompts["local"]])  # the global one first
+        text = client.text_features(prompts)  # [2, C, d]
         parts = [self.match(images, text) for images in image_features.split(_IMAGES)]
         return client.logit_scale * torch.cat(parts)
 
@@ -122,15 +113,14 @@ class FedOTP(Method):
         Returns:
             [b, C]
         """
+        from fedmoe.models.transport import TRANSPORTS
+
         similarity = (image_features @ text_features.flatten(0, 1).T).unflatten(-1, text_features.shape[:2])
         places, prompts = similarity.shape[1:3]  # S [b, M, N, C]
-        plan = self._transports[self.transport](
+        plan = TRANSPORTS[self.transport](
             1 - similarity.detach(),
             similarity.new_full((places,), 1 / places),
             similarity.new_full((prompts,), self.mass / prompts),
             *(self.epsilon, self.stop_threshold, self.max_iterations),
         )
         return (plan * similarity).sum(dim=(1, 2))
-
-    def inference(self, server: ServerState, state: ClientState, downlink: Downlink) -> Loadout:
-        return Loadout(server.prompt, state.personal or None)

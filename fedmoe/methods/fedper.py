@@ -8,19 +8,17 @@ Shape letters: l context tokens, k of them personal, w token width.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor
 
 from fedmoe.errors import UserError
 from fedmoe.methods.promptfl import PromptFL
-from fedmoe.protocol.records import ClientState, ClientUpdate, Downlink, Loadout, RoundContext
-from fedmoe.server.state import ServerState
+from fedmoe.protocol.parameters import ModelSpec, Parameter, Scope, fixed
 
 if TYPE_CHECKING:
-    from fedmoe.client.module import ClientModule  # Lightning takes seconds to import
+    from torch import Tensor
+
+    from fedmoe.protocol.client import Client
 
 
 class FedPer(PromptFL):
@@ -49,46 +47,19 @@ class FedPer(PromptFL):
             raise UserError(f"method.personal_vectors is {personal_vectors}; valid is an integer of at least 0.")
         self.personal_vectors = personal_vectors
 
-    def shared(self, prompt: Tensor) -> Tensor:
-        """A copy of the part [..., l - k, w] of a whole prompt [..., l, w] that is sent.
-
-        Raises:
-            UserError: the prompt has fewer vectors than are to stay local.
-        """
-        return prompt[..., : self._count(prompt), :].clone()
-
-    def join(self, shared: Tensor | None, own: Tensor) -> Tensor:
-        """The shared part [..., l - k, w], if any, in front of the last k vectors of the whole prompt ``own``."""
-        return own if shared is None else torch.cat([shared, own[..., self._count(own) :, :]], dim=-2)
-
-    def _count(self, prompt: Tensor) -> int:
-        length = prompt.shape[-2]
+    def parameters(self, model: ModelSpec) -> Sequence[Parameter]:
+        length = model.prompt.shape[-2]
         personal = length // 2 if self.personal_vectors is None else self.personal_vectors
         if personal > length:
             raise UserError(
                 f"method.personal_vectors is {personal}, but the prompt has {length} context vectors; valid is 0 to "
                 f"{length}."
             )
-        return length - personal
+        first, last = model.prompt.split([length - personal, personal], dim=-2)
+        parts = [Parameter("prompt", Scope.SHARED, fixed(first)), Parameter("own", Scope.PERSONAL, fixed(last))]
+        return [part for part, tensor in zip(parts, (first, last), strict=True) if tensor.numel()]
 
-    def _current(self, server: ServerState) -> Tensor | None:
-        """The shared part; None where all vectors are personal."""
-        # Until the first upload the server holds the whole common start, from then on the mean of shared parts.
-        shared = server.prompt if server.pool else self.shared(server.prompt)
-        return shared if shared.numel() else None
+    def prompt(self, client: Client) -> Tensor:
+        import torch
 
-    def configure(self, server: ServerState, client_id: int, context: RoundContext) -> Downlink:
-        return Downlink(self._current(server))
-
-    def start(self, state: ClientState, downlink: Downlink) -> Loadout:
-        return Loadout(self.join(downlink.prompt, state.prompt))
-
-    def finish(
-        self, client: ClientModule, state: ClientState, downlink: Downlink, num_examples: int
-    ) -> tuple[ClientUpdate, ClientState]:
-        update, kept = super().finish(client, state, downlink, num_examples)
-        shared = self.shared(kept.prompt)
-        return replace(update, prompt=shared if shared.numel() else None), kept
-
-    def inference(self, server: ServerState, state: ClientState, downlink: Downlink) -> Loadout:
-        return Loadout(self.join(self._current(server), state.prompt))
+        return torch.cat(list(client.prompts.learned.values()), dim=-2)  # the shared vectors [l - k, w] first

@@ -13,37 +13,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy
-
 from fedmoe.errors import UserError
-from fedmoe.models.clip import FrozenCLIP
-from fedmoe.models.functional import local_logits
-from fedmoe.models.prompt import template_features
 from fedmoe.protocol.method import Method
-from fedmoe.protocol.records import ClientState, Downlink, Loadout
-from fedmoe.server.state import ServerState
+from fedmoe.protocol.parameters import ModelSpec, Parameter, Scope, fixed, normal
 
 if TYPE_CHECKING:
-    from fedmoe.client.module import ClientModule  # Lightning takes seconds to import
+    from torch import Tensor
 
-
-class LowRank(nn.Module):
-    """The personal part U V [l, w] of a prompt, with U [l, r] and V [r, w] from N(0, std)."""
-
-    def __init__(self, length: int, width: int, rank: int, std: float, generator: torch.Generator) -> None:
-        super().__init__()
-        self.U = nn.Parameter(torch.empty(length, rank).normal_(std=std, generator=generator))
-        self.V = nn.Parameter(torch.empty(rank, width).normal_(std=std, generator=generator))
-
-    def forward(self) -> Tensor:
-        return self.U @ self.V
+    from fedmoe.models.clip import FrozenCLIP
+    from fedmoe.protocol.client import Client
 
 
 def contrastive(shared: Tensor, template: Tensor, personal: Tensor, temperature: float) -> Tensor:
     """Per class, the global text feature is pulled to the template's and pushed from the personal one: cross-entropy
     of a two-way softmax over cosine / temperature, averaged over classes. Three times [C, d] -> scalar."""
+    import torch
+    from torch.nn.functional import cosine_similarity
+
     cosines = [cosine_similarity(shared, other, dim=-1) for other in (template, personal)]
     return -(torch.stack(cosines, dim=-1) / temperature).log_softmax(dim=-1)[:, 0].mean()
 
@@ -88,31 +74,31 @@ class FedPGP(Method):
         self.template = template
 
     def constants(self, clip: FrozenCLIP, class_names: Sequence[str], template: str) -> Mapping[str, Tensor]:
+        from fedmoe.models.prompt import template_features
+
         return {"template": template_features(clip, class_names, self.template or template)}  # [C, d]
 
-    def build_personal(self, prompt_shape: torch.Size, feature_dim: int, seed: int) -> nn.Module:
-        length, width = prompt_shape[-2:]  # with class-specific prompts, one U V for all classes
-        return LowRank(length, width, self.rank, self.std, torch.Generator().manual_seed(seed))
+    def parameters(self, model: ModelSpec) -> Sequence[Parameter]:
+        length, width = model.prompt.shape[-2:]  # with class-specific prompts, one U V for all classes
+        return [
+            Parameter("prompt", Scope.SHARED, fixed(model.prompt)),  # sigma
+            Parameter("U", Scope.PERSONAL, normal((length, self.rank), self.std), rate="gating_lr"),
+            Parameter("V", Scope.PERSONAL, normal((self.rank, width), self.std), rate="gating_lr"),
+        ]
 
-    def loss(self, client: ClientModule, image_features: Tensor, labels: Tensor) -> Tensor:
+    def prompt(self, client: Client) -> Tensor:
+        return client.prompts["prompt"] + client.prompts["U"] @ client.prompts["V"]
+
+    def loss(self, client: Client, image_features: Tensor, labels: Tensor) -> Tensor:
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        from fedmoe.models.functional import local_logits
+
         if self.mu == 0:
             return super().loss(client, image_features, labels)
-        prompts = torch.stack([client.prompt.context, _personal_prompt(client)])
-        shared, personal = client.prompt(prompts)  # [C, d] each
+        prompts = torch.stack([client.prompts["prompt"], self.prompt(client)])
+        shared, personal = client.text_features(prompts)  # [C, d] each
         fit = cross_entropy(local_logits(image_features, personal, client.logit_scale), labels)
         template = client.constants["template"].to(shared)
         return fit + self.mu * contrastive(shared, template, personal, self.temperature)
-
-    def logits(self, client: ClientModule, image_features: Tensor) -> Tensor:
-        prompt = _personal_prompt(client)
-        text = client.prompt(prompt) if torch.is_grad_enabled() else client.text_cache(prompt)  # [C, d]
-        return local_logits(image_features, text, client.logit_scale)
-
-    def inference(self, server: ServerState, state: ClientState, downlink: Downlink) -> Loadout:
-        return Loadout(server.prompt, state.personal or None)
-
-
-def _personal_prompt(client: ClientModule) -> Tensor:
-    """sigma + U V, of the prompt's shape."""
-    assert isinstance(client.personal, LowRank)
-    return client.prompt.context + client.personal()

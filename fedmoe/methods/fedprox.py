@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from fedmoe.errors import UserError
 from fedmoe.methods.promptfl import PromptFL
 
 if TYPE_CHECKING:
-    from fedmoe.client.module import ClientModule  # Lightning takes seconds to import
+    from torch import Tensor
+
+    from fedmoe.protocol.client import Client
 
 
 class FedProx(PromptFL):
@@ -27,7 +27,6 @@ class FedProx(PromptFL):
             raise UserError(f"method.mu is {mu}; valid is a number of at least 0.")
         self.mu = mu
 
-    def loss(self, client: ClientModule, image_features: Tensor, labels: Tensor) -> Tensor:
-        assert client.reference is not None  # every client of the cohort receives the global prompt
-        distance = (client.prompt.context - client.reference).square().sum()
+    def loss(self, client: Client, image_features: Tensor, labels: Tensor) -> Tensor:
+        distance = (client.prompts["prompt"] - client.received["prompt"]).square().sum()
         return super().loss(client, image_features, labels) + 0.5 * self.mu * distance

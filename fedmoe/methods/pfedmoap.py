@@ -8,31 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from fedmoe.config import FederationConfig
 from fedmoe.errors import UserError
-from fedmoe.models.functional import combine, local_logits
-from fedmoe.models.gating import AttentionGate, Gate, LinearGate
 from fedmoe.protocol.method import Method
-from fedmoe.protocol.records import ClientState, ClientUpdate, Downlink, Loadout, RoundContext, Tensors
-from fedmoe.seeds import derive
-from fedmoe.server.state import Assignment, ServerState, nearest_experts, random_experts, weighted_mean
+from fedmoe.protocol.parameters import ModelSpec, Parameter, Scope, fixed, part_of
+from fedmoe.protocol.records import ClientState, Downlink, RoundContext, Tensors, Update
+from fedmoe.server.experts import Assignment, nearest_experts, random_experts
 
 if TYPE_CHECKING:
-    from fedmoe.client.module import ClientModule  # Lightning takes seconds to import
+    import torch
+    from torch import Tensor
+
+    from fedmoe.models.gating import Gate
+    from fedmoe.protocol.client import Client
+    from fedmoe.server.state import ServerState
 
 
-def _attention_gate(method: PFedMoAP, feature_dim: int, generator: torch.Generator) -> Gate:
+def _attention_gate(method: PFedMoAP, feature_dim: int, generator: torch.Generator | None) -> Gate:
+    from fedmoe.models.gating import AttentionGate
+
     return AttentionGate(
         feature_dim, method.gating_dim, method.heads, method.attention_scale, generator, method.pooling
     )
 
 
-def _linear_gate(method: PFedMoAP, feature_dim: int, generator: torch.Generator) -> Gate:
+def _linear_gate(method: PFedMoAP, feature_dim: int, generator: torch.Generator | None) -> Gate:
+    from fedmoe.models.gating import LinearGate
+
     return LinearGate(feature_dim, method.gating_dim, method.num_experts, generator, method.pooling)
 
 
@@ -66,7 +70,7 @@ class PFedMoAP(Method):
 
     label = "pFedMoAP"
     _assignments: ClassVar[Mapping[str, Assignment]] = {"nearest": nearest_experts, "random": random_experts}
-    _gates: ClassVar[Mapping[str, Callable[[PFedMoAP, int, torch.Generator], Gate]]] = {
+    _gates: ClassVar[Mapping[str, Callable[[PFedMoAP, int, torch.Generator | None], Gate]]] = {
         "attention": _attention_gate,
         "linear": _linear_gate,
     }
@@ -103,88 +107,88 @@ class PFedMoAP(Method):
                 f"method.num_experts is {self.num_experts}, but of federation.clients = {federation.clients} a client "
                 f"has only {federation.clients - 1} others; valid is 0 to {federation.clients - 1}."
             )
-        self._build_gate(feature_dim, seed=0)  # refuses widths that do not divide each other
+        self._gate(feature_dim)  # refuses widths that do not divide each other
 
-    def build_personal(self, prompt_shape: torch.Size, feature_dim: int, seed: int) -> nn.Module:
-        return self._build_gate(feature_dim, seed)
+    def _gate(self, feature_dim: int, generator: torch.Generator | None = None) -> Gate:
+        return self._gates[self.gate](self, feature_dim, generator)
 
-    def _build_gate(self, feature_dim: int, seed: int) -> Gate:
-        return self._gates[self.gate](self, feature_dim, torch.Generator().manual_seed(seed))
+    def parameters(self, model: ModelSpec) -> Sequence[Parameter]:
+        def gate(generator: torch.Generator) -> Gate:
+            return self._gate(model.feature_dim, generator)
 
-    def _experts(self, server: ServerState, client_id: int, *seed: int | str) -> tuple[Tensor | None, tuple[int, ...]]:
+        held = self.evaluation_experts == "held"
+        scope = Scope.PERSONAL if self.gate_sharing == "local" else Scope.SHARED
+        return [
+            # Averaged into the global prompt, which each round starts from; kept, as a client predicts with its own
+            # last one; pooled, to be others' expert.
+            Parameter("prompt", Scope.SHARED, fixed(model.prompt), keep=True, pool=True),
+            Parameter("gate", scope, gate, rate="gating_lr"),
+            Parameter("experts", Scope.EXPERT, keep=held),
+        ]
+
+    def _experts(self, server: ServerState, client_id: int, *seed: int | str) -> tuple[Tensors, tuple[int, ...]]:
         """The client's experts from the current pool [K, l, w] and their ids; none for a client without an entry."""
-        if client_id not in server.pool:
-            return None, ()
-        ids = self._assignments[self.assignment](server.pool, client_id, self.num_experts, seed)
-        return (torch.stack([server.pool[i] for i in ids]) if ids else None), tuple(ids)
+        import torch
+
+        pool = server.pooled("prompt")
+        if client_id not in pool:
+            return {}, ()
+        ids = self._assignments[self.assignment](pool, client_id, self.num_experts, seed)
+        return ({"prompt": torch.stack([pool[i] for i in ids])} if ids else {}), tuple(ids)
 
     def configure(self, server: ServerState, client_id: int, context: RoundContext) -> Downlink:
         # Steps 2 and 3: a client without a pool entry gets no experts and trains the plain local objective.
         experts, ids = self._experts(server, client_id, context.seed, "train", context.round, client_id)
-        gated = experts is not None and self.gate_sharing == "averaged"
-        return Downlink(server.prompt, experts, ids, self._shared_gate(server, context.seed) if gated else {})
+        return Downlink(server.shared if experts else _without_gate(server.shared), experts, expert_ids=ids)
 
-    def _shared_gate(self, server: ServerState, seed: int) -> Tensors:
-        """The averaged gate; the common start while there is none."""
-        # The width of CLIP's features is in no parameter of a gate.
-        return server.extras or self._build_gate(self.gating_dim, derive(seed, "gate")).state_dict()
+    def deploy(self, server: ServerState, client_id: int, context: RoundContext) -> Downlink:
+        downlink = super().deploy(server, client_id, context)
+        held = server.known(client_id).expert_ids
+        if not held:  # its gate, if it has one, was never trained
+            return replace(downlink, parameters=_without_gate(downlink.parameters))
+        if self.evaluation_experts == "held":  # on the client already: named for the record, they cost nothing
+            return replace(downlink, expert_ids=held)
+        experts, ids = self._experts(server, client_id, context.seed, "evaluate", context.round, client_id)
+        return replace(downlink, experts=experts, expert_ids=ids)
 
-    def aggregate(self, server: ServerState, updates: Sequence[ClientUpdate]) -> None:
-        super().aggregate(server, updates)
-        gated = [update for update in updates if update.extras]
-        if gated:
-            weights = [update.num_examples for update in gated]
-            names = gated[0].extras
-            server.extras = {name: weighted_mean([u.extras[name] for u in gated], weights) for name in names}
+    def logits(self, client: Client, image_features: Tensor) -> Tensor:
+        from fedmoe.models.functional import combine
 
-    def start(self, state: ClientState, downlink: Downlink) -> Loadout:
-        return replace(super().start(state, downlink), personal=downlink.extras or state.personal or None)
-
-    def logits(self, client: ClientModule, image_features: Tensor) -> Tensor:
+        # Step 6: a client without experts, whose gate has not been trained yet, predicts with its prompt alone.
+        if client.expert_text is None:
+            return super().logits(client, image_features)
         text = client.text_features()  # [C, d]
-        if client.experts is None:
-            return local_logits(image_features, text, client.logit_scale)
-        tokens = torch.cat([text.unsqueeze(0), client.experts])  # [K + 1, C, d], the local expert first
-        similarity = _gate(client).similarity(image_features, tokens)  # pool(I) . T_MoE [b, C], eq. 9 and 11
+        gate = cast("Gate", client.gate)
+        similarity = gate.similarity(image_features, _tokens(text, client))  # pool(I) . T_MoE [b, C], eq. 9 and 11
         return combine(similarity, image_features, text, client.logit_scale, self.lmbda)  # eq. 10
 
     def finish(
-        self, client: ClientModule, state: ClientState, downlink: Downlink, num_examples: int
-    ) -> tuple[ClientUpdate, ClientState]:
+        self, client: Client, state: ClientState, downlink: Downlink, num_examples: int
+    ) -> tuple[Update, ClientState]:
         update, kept = super().finish(client, state, downlink, num_examples)
-        if self.evaluation_experts == "fresh":  # only held experts are used again, and they weigh as much as a gate
-            kept = replace(kept, experts=None)
-        if downlink.experts is None:  # the gate took no part in training
-            return update, replace(kept, personal=state.personal)
-        shared = kept.personal if self.gate_sharing == "averaged" else {}
-        return replace(update, extras=shared), kept
+        if downlink.experts:
+            return update, kept
+        # The gate took no part in training: it is neither sent nor kept.
+        return (
+            replace(update, parameters=_without_gate(update.parameters)),
+            replace(kept, parameters=_without_gate(kept.parameters)),
+        )
 
-    def deploy(self, server: ServerState, state: ClientState, client_id: int, context: RoundContext) -> Downlink:
-        if not state.personal:
-            return Downlink(prompt=None)
-        if self.evaluation_experts == "held":
-            # These experts are on the client already: listed for the record, they cost nothing.
-            return Downlink(None, None, state.expert_ids, server.extras)
-        experts, ids = self._experts(server, client_id, context.seed, "evaluate", context.round, client_id)
-        return Downlink(None, experts, ids, server.extras)
-
-    def inference(self, server: ServerState, state: ClientState, downlink: Downlink) -> Loadout:
-        # Step 6: own last prompt, own (or the averaged) gate, own experts; without a trained gate the prompt alone.
-        if not state.took_part:
-            return Loadout(server.prompt)
-        if not state.personal:
-            return Loadout(state.prompt)
-        experts = state.experts if self.evaluation_experts == "held" else downlink.experts
-        return Loadout(state.prompt, downlink.extras or state.personal, experts)
-
-    def analyse(self, client: ClientModule, image_features: Tensor) -> Mapping[str, Tensor]:
-        if client.experts is None:
+    def analyse(self, client: Client, image_features: Tensor) -> Mapping[str, Tensor]:
+        if client.expert_text is None:
             return {}
-        tokens = torch.cat([client.text_features().unsqueeze(0), client.experts])
-        weights = _gate(client).attention(image_features, tokens)  # [b, C, h, K + 1]
+        tokens = _tokens(client.text_features(), client)
+        weights = cast("Gate", client.gate).attention(image_features, tokens)  # [b, C, h, K + 1]
         return {"attention": weights.mean(dim=(0, 1, 2))}
 
 
-def _gate(client: ClientModule) -> Gate:
-    assert isinstance(client.personal, Gate)
-    return client.personal
+def _tokens(local: Tensor, client: Client) -> Tensor:
+    """Text features [K + 1, C, d]: the local ones [C, d] first, then the experts'."""
+    import torch
+
+    assert client.expert_text is not None
+    return torch.cat([local.unsqueeze(0), client.expert_text])
+
+
+def _without_gate(parameters: Tensors) -> Tensors:
+    return {name: tensor for name, tensor in parameters.items() if part_of(name) != "gate"}

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize, one_hot
-
 from fedmoe.errors import UserError
 from fedmoe.methods.promptfl import PromptFL
 
 if TYPE_CHECKING:
-    from fedmoe.client.module import ClientModule  # Lightning takes seconds to import
+    from torch import Tensor
+
+    from fedmoe.protocol.client import Client
 
 
 def stored_attention(image_features: Tensor, keys: Tensor, values: Tensor, beta: float) -> Tensor:
@@ -32,7 +30,7 @@ def stored_attention(image_features: Tensor, keys: Tensor, values: Tensor, beta:
     Returns:
         [b, C]: for each class, the sum over its stored examples of a number in (0, 1] that falls with the distance.
     """
-    return torch.exp(beta * (image_features @ keys.T - 1)) @ values
+    return (beta * (image_features @ keys.T - 1)).exp() @ values
 
 
 class PFedPrompt(PromptFL):
@@ -66,15 +64,19 @@ class PFedPrompt(PromptFL):
         self.alpha = alpha
         self.beta = beta
 
-    def loss(self, client: ClientModule, image_features: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, client: Client, image_features: Tensor, labels: Tensor) -> Tensor:
+        from torch.nn.functional import cross_entropy
+
         return cross_entropy(super().logits(client, image_features), labels)
 
-    def logits(self, client: ClientModule, image_features: Tensor) -> Tensor:
+    def logits(self, client: Client, image_features: Tensor) -> Tensor:
         """Prediction: class logits [b, C] of image features [b, d].
 
         Raises:
             UserError: the training images are encoded online, so that no feature is stored.
         """
+        from torch.nn.functional import normalize, one_hot
+
         logits = super().logits(client, image_features)
         if client.data is None:  # asked about classes that no client has examples of
             return logits

@@ -6,17 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from fedmoe.config import FederationConfig
 from fedmoe.errors import UserError
-from fedmoe.models.clip import FrozenCLIP
-from fedmoe.models.functional import local_logits
-from fedmoe.models.prompt import template_features
 from fedmoe.protocol.method import Method
+from fedmoe.protocol.parameters import ModelSpec, Parameter
 
 if TYPE_CHECKING:
-    from fedmoe.client.module import ClientModule  # Lightning takes seconds to import
+    from torch import Tensor
+
+    from fedmoe.models.clip import FrozenCLIP
+    from fedmoe.protocol.client import Client
 
 
 class ZeroShot(Method):
@@ -37,7 +36,14 @@ class ZeroShot(Method):
         return replace(federation, rounds=0)
 
     def constants(self, clip: FrozenCLIP, class_names: Sequence[str], template: str) -> Mapping[str, Tensor]:
+        from fedmoe.models.prompt import template_features
+
         return {"template": template_features(clip, class_names, self.template or template)}  # [C, d]
 
-    def logits(self, client: ClientModule, image_features: Tensor) -> Tensor:
+    def parameters(self, model: ModelSpec) -> Sequence[Parameter]:
+        return []
+
+    def logits(self, client: Client, image_features: Tensor) -> Tensor:
+        from fedmoe.models.functional import local_logits
+
         return local_logits(image_features, client.constants["template"], client.logit_scale)

@@ -5,7 +5,7 @@ Shape letters: M prompts at once, C classes, L positions, l context tokens, w to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,15 @@ from fedmoe.models.text_pass import PromptLayout, text_pass
 
 
 class PromptLearner(nn.Module):
-    """The prompt of one client, and its way through the frozen text encoder.
+    """The learned tensors of one client that make up its prompts, and their way through the frozen text encoder.
 
-    ``context`` [l, w] ([C, l, w] if class-specific) is the only parameter. CLIP is not registered: it neither moves
-    with this module nor appears in its state dict. Features are computed on CLIP's device and returned on the
-    context's.
+    At first this is one prompt of the name ``prompt``, [l, w] ([C, l, w] if class-specific); ``hold`` puts others in
+    its place. CLIP is not registered: it neither moves with this module nor appears in its state dict. Features are
+    computed on CLIP's device and returned on the prompt's.
+
+    Attributes:
+        start: the common start of a prompt.
+        learned: the learned tensors by name.
 
     Args:
         clip: the frozen CLIP.
@@ -56,29 +60,41 @@ class PromptLearner(nn.Module):
             start = torch.empty(shape).normal_(std=cfg.std, generator=generator)
         else:
             start = words.expand(shape).clone()
-        self.context = nn.Parameter(start)
+        self.start: Tensor
+        self.register_buffer("start", start, persistent=False)
+        self.learned = nn.ParameterDict()
+        self.hold({"prompt": start})
+
+    def hold(self, tensors: Mapping[str, Tensor]) -> None:
+        """Learn these tensors, by name, in place of those learned so far."""
+        self.learned = nn.ParameterDict()
+        for name, tensor in tensors.items():  # one by one: given a dict, torch sorts it
+            self.learned[name] = nn.Parameter(tensor.clone())
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.learned[name]
 
     @property
     def clip(self) -> FrozenCLIP:
         return self._clip[0]
 
-    def forward(self, context: Tensor | None = None) -> Tensor:
+    def forward(self, prompt: Tensor | None = None) -> Tensor:
         """L2-normalized text features, float32.
 
         Args:
-            context: what to use in place of the parameter: one prompt of its shape, or a batch of M of them.
+            prompt: one prompt of the shape of ``start``, or a batch of M of them; None: the learned one.
 
         Returns:
             [C, d], or [M, C, d] for a batch.
         """
-        context = self.context if context is None else context
-        shape = self.context.shape
-        if context.shape[-len(shape) :] != shape or context.ndim > len(shape) + 1:
-            raise ValueError(f"a context has shape {tuple(shape)}, or a batch of such; got {tuple(context.shape)}")
-        batch = context if context.ndim > len(shape) else context.unsqueeze(0)
+        prompt = self["prompt"] if prompt is None else prompt
+        shape = self.start.shape
+        if prompt.shape[-len(shape) :] != shape or prompt.ndim > len(shape) + 1:
+            raise ValueError(f"a prompt has shape {tuple(shape)}, or a batch of such; got {tuple(prompt.shape)}")
+        batch = prompt if prompt.ndim > len(shape) else prompt.unsqueeze(0)
         features = self._pass(batch.to(self.clip.text.device))  # [M, C, d]
-        features = _normalize(features).to(context.device)
-        return features if context.ndim > len(shape) else features.squeeze(0)
+        features = _normalize(features).to(prompt.device)
+        return features if prompt.ndim > len(shape) else features.squeeze(0)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ problems. The problems lie in the last dimension, so that sums over rows and col
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -64,6 +64,9 @@ def partial_transport(
         T [..., M, N, C]; its column sums are v, its row sums at most u as far as it has converged.
     """
     return _plan(cost, u, v, epsilon, stop_threshold, max_iterations, cap=0.0, watched=1)
+
+
+TRANSPORTS: Mapping[str, Transport] = {"partial": partial_transport, "balanced": balanced_transport}
 
 
 def _plan(

@@ -5,22 +5,20 @@ Shape letters: b images, C classes, d feature width.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
+from fedmoe.client.module import Batch, ClientModule
 from fedmoe.errors import UserError
-
-if TYPE_CHECKING:
-    from fedmoe.client.module import Batch, ClientModule  # Lightning takes seconds to import
+from fedmoe.protocol.parameters import Scope
 
 
-class ClippedPrompt:
-    """The prompt's gradient, clipped to an l2 norm; other parameters keep theirs.
+class ClippedShared:
+    """The gradient of the shared parameters, clipped to an l2 norm; personal parameters keep theirs.
 
     Attributes:
-        rates: the prompt's learning rate in each step so far, which the sensitivity of the result follows from.
+        rates: the learning rate of the shared parameters in each step so far, which the sensitivity of the result
+            follows from.
     """
 
     def __init__(self, clip: float) -> None:
@@ -29,7 +27,7 @@ class ClippedPrompt:
 
     def backward(self, client: ClientModule, loss: Tensor, batch: Batch) -> None:
         loss.backward()
-        nn.utils.clip_grad_norm_([client.prompt.context], self.clip)
+        nn.utils.clip_grad_norm_(client.trained(client.parts(Scope.SHARED)).values(), self.clip)
         self.rates.append(client.optimizers(use_pl_optimizer=False).param_groups[0]["lr"])  # type: ignore[union-attr]
 
 
@@ -71,13 +69,11 @@ def per_example_gradients(client: ClientModule, image_features: Tensor, labels: 
         labels: [b].
     """
     parameters = [parameter for parameter in client.parameters() if parameter.requires_grad]
-    text = client.prompt()  # [C, d]
+    text = client.text_features()  # [C, d]
     client.text = text.detach().requires_grad_()
     try:
         rows = [
-            torch.autograd.grad(
-                client.objective.loss(client, image, label), [client.text, *parameters], allow_unused=True
-            )
+            torch.autograd.grad(client.method.loss(client, image, label), [client.text, *parameters], allow_unused=True)
             for image, label in zip(image_features.split(1), labels.split(1), strict=True)
         ]
     finally:
@@ -85,10 +81,12 @@ def per_example_gradients(client: ClientModule, image_features: Tensor, labels: 
     by_text, *direct = [_stack(column) for column in zip(*rows, strict=True)]
     found = {p: gradient for p, gradient in zip(parameters, direct, strict=True) if gradient is not None}
     if by_text is not None:
-        context = client.prompt.context
         # One at a time: the batched backward pass of the tower is no faster on a CPU and needs b times the memory.
-        through = torch.stack([torch.autograd.grad(text, context, row, retain_graph=True)[0] for row in by_text])
-        found[context] = through + found[context] if context in found else through
+        pulled = [torch.autograd.grad(text, parameters, row, retain_graph=True, allow_unused=True) for row in by_text]
+        for parameter, column in zip(parameters, zip(*pulled, strict=True), strict=True):
+            through = _stack(column)
+            if through is not None:
+                found[parameter] = through + found[parameter] if parameter in found else through
     return found
 
 

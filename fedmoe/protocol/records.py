@@ -1,28 +1,33 @@
-"""What crosses the line between client and server, and what stays on either side.
+"""What crosses the line between server and client, and what a client keeps on its side of it.
 
-Shape letters: l context tokens, w token width, K non-local experts. Tensors in a record are never written to in
-place: whoever changes a prompt makes a new one, so that records can be shared without copies.
+Everything that crosses is named tensors and plain numbers, so that it can cross a process or a machine
+(``protocol.wire`` writes it as bytes). Tensors in a record are never written to in place: whoever changes a parameter
+makes a new tensor, so that records can be shared without copies.
+
+Shape letters: l context tokens, w token width, K experts, b images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Tensors = Mapping[str, Tensor]
+Tensors = Mapping[str, "Tensor"]
 
 
-def nbytes(*tensors: Tensor | None) -> int:
+def nbytes(*groups: Tensors) -> int:
     """Bytes of the tensors' elements, as they would be sent."""
-    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+    return sum(tensor.numel() * tensor.element_size() for tensors in groups for tensor in tensors.values())
 
 
 @dataclass(frozen=True)
 class RoundContext:
-    """Round number (from 1), the cohort's client ids in ascending order, and the run's seed."""
+    """Where the federation is: the round (from 1), its cohort in ascending order, and the run's seed. The cohort stays
+    on the server."""
 
     round: int
     cohort: tuple[int, ...]
@@ -31,41 +36,39 @@ class RoundContext:
 
 @dataclass(frozen=True)
 class Downlink:
-    """Server to client: the start of the local prompt, and other clients' prompts as fixed experts."""
+    """Server to client, before a client trains or is evaluated."""
 
-    prompt: Tensor | None  # [l, w]; None where a method sends nothing
-    experts: Tensor | None = None  # [K, l, w]
-    expert_ids: tuple[int, ...] = ()  # whose prompts the experts are: bookkeeping of the simulation, not sent
+    parameters: Tensors = field(default_factory=dict)  # current values of shared parameters
+    experts: Tensors = field(default_factory=dict)  # K other clients' values of shared parameters, stacked: [K, l, w]
     extras: Tensors = field(default_factory=dict)  # whatever else a method sends
+    expert_ids: tuple[int, ...] = ()  # whose values the experts are; stays on the server
 
     @property
     def nbytes(self) -> int:
-        return nbytes(self.prompt, self.experts, *self.extras.values())
+        return nbytes(self.parameters, self.experts, self.extras)
 
 
 @dataclass(frozen=True)
-class ClientUpdate:
-    """Client to server: the trained prompt and its weight n_i in the mean (eq. 7)."""
+class Update:
+    """Client to server, after local training."""
 
     client_id: int
-    prompt: Tensor | None  # [l, w]; None where a method sends nothing
-    num_examples: int
-    extras: Tensors = field(default_factory=dict)
+    parameters: Tensors  # trained values of shared parameters
+    num_examples: int  # the weight n_i in the mean (eq. 7)
+    metrics: Mapping[str, float] = field(default_factory=dict)  # a method's own; averaged with the weights n_i
 
     @property
     def nbytes(self) -> int:
-        return nbytes(self.prompt, *self.extras.values())
+        return nbytes(self.parameters)
 
 
 @dataclass(frozen=True)
 class ClientState:
     """What a client keeps for itself between its rounds; never sent."""
 
-    prompt: Tensor  # [l, w], the last one it trained; the common start before that
-    personal: Tensors = field(default_factory=dict)  # the gate's parameters, or what else a method keeps
-    experts: Tensor | None = None  # [K, l, w] of its last participation
-    expert_ids: tuple[int, ...] = ()
-    rounds_seen: int = 0
+    parameters: Tensors = field(default_factory=dict)  # personal ones, and own last values of shared ones
+    experts: Tensors = field(default_factory=dict)  # of its last participation, where the method keeps them
+    rounds_seen: int = 0  # rounds that it has trained in
 
     @property
     def took_part(self) -> bool:
@@ -76,68 +79,69 @@ class ClientState:
 class Loadout:
     """Everything that makes the module one client, for one fit or one evaluation."""
 
-    prompt: Tensor  # [l, w]
-    personal: Tensors | None = None  # None: drawn anew from the client's own seed
-    experts: Tensor | None = None  # [K, l, w]
-    reference: Tensor | None = None  # [l, w], the prompt the server sent
+    parameters: Tensors = field(default_factory=dict)  # those that are missing begin at their start
+    experts: Tensors = field(default_factory=dict)
+    received: Tensors = field(default_factory=dict)  # the shared parameters as the server sent them
     extras: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class ClientScore:
-    """One client's part of an evaluation; ``accuracy`` in percent, None without test examples."""
+class About:
+    """What the server knows of a client's data."""
 
-    round: int
-    client: int
-    domain: str | None
-    accuracy: float | None
-    correct: int
-    total: int
     train_examples: int
+    test_examples: int
+    domain: str | None = None
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """All clients' scores after a round, and what they were scored with."""
+class TrainJob:
+    """The server's order to train. ``version`` is the round whose state counts on the client, 0 for none: so a lost
+    answer or a checkpoint that is older than the client does no harm. Another ``attempt`` draws other batches."""
 
-    clients: list[ClientScore]
-    accuracy: dict[str, float]  # percent: mean, std, min, max, worst_decile over clients
-    accuracy_per_domain: dict[str, float]
-    experts: dict[str, list[int]]  # client -> ids of its experts
-    attention: dict[str, Any] | None  # mean weight of the local expert, and of the others, sorted
-    bytes_down: int  # experts downloaded for the evaluation alone
-    failed: dict[str, str] = field(default_factory=dict)  # client -> why its fine-tuning came to nothing
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One line of failures.jsonl: local training that came to nothing."""
-
+    client_id: int
     round: int
-    client: int
-    attempt: int  # from 0
+    version: int
+    downlink: Downlink
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What comes back from local training. The client has kept its new state as that of the job's round."""
+
+    update: Update
+    loss: float  # mean over the steps
+    seconds: float  # that the client worked
+    noise_std: float = 0.0  # standard deviation of the noise that privacy asked for
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What comes back where local training came to nothing."""
+
     reason: str
     traceback: str
+    seconds: float = 0.0
+    error: Exception | None = None  # in the client's own process only
 
 
-@dataclass
-class RoundRecord:
-    """One line of rounds.jsonl."""
+@dataclass(frozen=True)
+class ScoreJob:
+    """The server's order to evaluate, on the client's own test split."""
 
+    client_id: int
     round: int
-    cohort: list[int] = field(default_factory=list)
-    evaluated: bool = False
-    accuracy: dict[str, float] | None = None
-    accuracy_per_domain: dict[str, float] = field(default_factory=dict)
-    train_loss: float | None = None
-    seconds: dict[str, float] = field(default_factory=dict)  # train, evaluate, other
-    bytes: dict[str, int] = field(default_factory=dict)  # down, up, evaluate_down
-    clients_seen: int = 0
-    prompt_drift: float | None = None  # mean l2 distance of the cohort's prompts to the new global prompt
-    experts: dict[str, list[int]] = field(default_factory=dict)
-    attention: dict[str, Any] | None = None
-    failed: dict[str, str] = field(default_factory=dict)  # client -> why it was dropped
-    privacy: dict[str, float | None] | None = None  # epsilon spent so far, standard deviation of the noise
+    version: int
+    downlink: Downlink
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+
+@dataclass(frozen=True)
+class Scored:
+    """A client's evaluation of itself: counts and sums, no label and no logit."""
+
+    client_id: int
+    correct: int
+    total: int
+    sums: Tensors = field(default_factory=dict)  # ``Method.analyse``, summed over the test images, float64
+    failed: str | None = None  # why its fine-tuning came to nothing; then it is scored without

@@ -13,7 +13,7 @@ from fedmoe.errors import UserError
 from fedmoe.io import locked, write_json_atomic
 from fedmoe.readers.regular import MIB, read_regular
 
-FORMAT = 1
+FORMAT = 2
 """Raised when an older fedmoe could misread a folder. Folders without a run.json are older than the number and of
 the same format."""
 

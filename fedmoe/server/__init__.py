@@ -1,1 +1,4 @@
-"""The server: cohort sampling, the prompt pool, the weighted mean, and the assignment of experts."""
+"""The server: cohort sampling, the weighted mean, the assignment of experts, and what it remembers.
+
+Pure functions of tensors and seeds; ``ServerState`` is the only thing that lasts between rounds.
+"""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,13 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from fedmoe.protocol.records import Evaluation, RoundRecord
+from fedmoe.federation.callbacks import FederationView
+from fedmoe.federation.evaluation import Evaluation
 from fedmoe.report.plot_style import COUNTS, STYLE, frame, styled
 from fedmoe.report.plots import expert_attention, label_distribution
 from fedmoe.report.run import LabelCounts, Run, read_run
-
-if TYPE_CHECKING:
-    from fedmoe.federation.orchestrator import Federation
+from fedmoe.runs.records import RoundRecord
 
 CLIENT_COLUMNS = ("round", "client", "domain", "accuracy", "correct", "total", "train_examples", "experts")
 
@@ -34,23 +33,23 @@ class Details:
         self.folder, self.every = folder, every
         self.evaluation: Evaluation | None = None
 
-    def due(self, federation: Federation, record: RoundRecord) -> Evaluation | None:
+    def due(self, run: FederationView, record: RoundRecord) -> Evaluation | None:
         """The round's evaluation, if it is to be shown in detail."""
-        wanted = record.round % self.every == 0 or record.round == federation.config.rounds
+        wanted = record.round % self.every == 0 or record.round == run.config.rounds
         return self.evaluation if record.evaluated and wanted else None
 
-    def table(self, federation: Federation, record: RoundRecord) -> tuple[Sequence[str], list[list[Any]]] | None:
-        evaluation = self.due(federation, record)
+    def table(self, run: FederationView, record: RoundRecord) -> tuple[Sequence[str], list[list[Any]]] | None:
+        evaluation = self.due(run, record)
         return None if evaluation is None else (CLIENT_COLUMNS, client_rows(evaluation))
 
-    def pictures(self, federation: Federation, record: RoundRecord) -> dict[str, Image.Image]:
-        evaluation = self.due(federation, record)
+    def pictures(self, run: FederationView, record: RoundRecord) -> dict[str, Image.Image]:
+        evaluation = self.due(run, record)
         if evaluation is None or not (evaluation.experts or evaluation.attention):
             return {}
         return {f"experts/{name}": image for name, image in round_pictures(read_run(self.folder), evaluation).items()}
 
-    def labels(self, federation: Federation) -> Image.Image:
-        return labels_picture(federation.data.summary())
+    def labels(self, run: FederationView) -> Image.Image:
+        return labels_picture(run.clients)
 
 
 def client_rows(evaluation: Evaluation) -> list[list[Any]]:

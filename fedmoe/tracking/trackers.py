@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from fedmoe.config import TrackingConfig
 from fedmoe.errors import UserError
-from fedmoe.federation.callbacks import Callback
+from fedmoe.federation.callbacks import FederationView
+from fedmoe.federation.evaluation import Evaluation
 from fedmoe.io import write_text_atomic
-from fedmoe.protocol.records import Evaluation, RoundRecord
-from fedmoe.runs.records import read_rounds
+from fedmoe.runs.records import RoundRecord
+from fedmoe.tracking.base import Tracker, past_rounds
 from fedmoe.tracking.names import DOMAIN, METRICS, round_row
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from fedmoe.federation.orchestrator import Federation
 
 
 def trackers(config: TrackingConfig, folder: Path, settings: Mapping[str, Any]) -> list[Tracker]:
@@ -45,33 +44,27 @@ def trackers(config: TrackingConfig, folder: Path, settings: Mapping[str, Any]) 
     return chosen
 
 
-class Tracker(Callback):
-    """A callback with something to close, also after an error."""
-
-    def close(self) -> None:
-        """Let go of files and threads; more than one call does no harm."""
-
-
 class CsvLog(Tracker):
     """Writes rounds.csv: a row for each line of rounds.jsonl, under ``METRICS`` and the domains' names."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def on_run_start(self, federation: Federation) -> None:
-        self._columns = [*METRICS, *(DOMAIN.format(domain=name) for name in federation.data.domain_names)]
-        # A method's own metrics are known once a round has them; they come last.
+    def on_run_start(self, run: FederationView) -> None:
+        domains = dict.fromkeys(run.clients.get("domains") or [])
+        self._columns = [*METRICS, *(DOMAIN.format(domain=name) for name in domains)]
         # From the JSONL, which has been cut back to the checkpoint where the run was interrupted.
-        self._rows = [round_row(record, federation.config.participants) for record in past_rounds(self.folder)]
+        self._rows = [round_row(record, run.config.participants) for record in past_rounds(self.folder)]
         if self._rows:
             self._write()
 
-    def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
-        self._rows.append(round_row(record.to_json(), federation.config.participants))
+    def on_round_end(self, run: FederationView, record: RoundRecord) -> None:
+        self._rows.append(round_row(record.to_json(), run.config.participants))
         self._write()
 
     def _write(self) -> None:
         text = io.StringIO()
+        # A method's own metrics are known once a round has them; they come last.
         columns = dict.fromkeys([*self._columns, *(name for row in self._rows for name in row)])
         writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
@@ -98,29 +91,29 @@ class TensorBoardLog(Tracker):
         self._new: Callable[..., Any] = SummaryWriter
         self._writer: Any = None
 
-    def on_run_start(self, federation: Federation) -> None:
+    def on_run_start(self, run: FederationView) -> None:
         from fedmoe.tracking.media import Details
 
         self._details = Details(self.folder, self.detail_every)
-        if federation.state.round < federation.config.rounds:
+        if run.rounds_done < run.config.rounds:
             # purge_step: readers drop what an interrupted start wrote behind the checkpoint.
-            first = federation.state.round + 1
+            first = run.rounds_done + 1
             self._writer = self._new(str(self.folder / "tensorboard"), purge_step=first if first > 0 else None)
             if first == 0:
-                self._image("clients/labels", self._details.labels(federation), 0)
+                self._image("clients/labels", self._details.labels(run), 0)
 
-    def on_evaluation_end(self, federation: Federation, evaluation: Evaluation) -> None:
+    def on_evaluation_end(self, run: FederationView, evaluation: Evaluation) -> None:
         self._details.evaluation = evaluation
 
-    def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
-        for name, value in round_row(record.to_json(), federation.config.participants).items():
+    def on_round_end(self, run: FederationView, record: RoundRecord) -> None:
+        for name, value in round_row(record.to_json(), run.config.participants).items():
             if value is not None and name != "round":
                 self._writer.add_scalar(name, value, record.round)
-        for name, picture in self._details.pictures(federation, record).items():
+        for name, picture in self._details.pictures(run, record).items():
             self._image(name, picture, record.round)
         self._writer.flush()
 
-    def on_run_end(self, federation: Federation) -> None:
+    def on_run_end(self, run: FederationView) -> None:
         self.close()
 
     def close(self) -> None:
@@ -132,8 +125,3 @@ class TensorBoardLog(Tracker):
         import numpy as np
 
         self._writer.add_image(name, np.asarray(picture), number, dataformats="HWC")
-
-
-def past_rounds(folder: Path) -> list[dict[str, Any]]:
-    """The rounds in rounds.jsonl as JSON, none where it does not exist."""
-    return [record.to_json() for record in read_rounds(folder)] if (folder / "rounds.jsonl").exists() else []

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmoe.config import TrackingConfig
+from fedmoe.federation.callbacks import FederationView
+from fedmoe.federation.evaluation import Evaluation
 from fedmoe.io import write_json_atomic
-from fedmoe.protocol.records import Evaluation, RoundRecord
+from fedmoe.runs.records import RoundRecord
 from fedmoe.tracking.background import Background
+from fedmoe.tracking.base import Tracker, past_rounds
 from fedmoe.tracking.names import final_row, round_row
-from fedmoe.tracking.trackers import Tracker, past_rounds
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from fedmoe.federation.orchestrator import Federation
 
 
 def sweep_run_id() -> str | None:
@@ -58,40 +58,40 @@ class WandbTracker(Tracker):
         self._run: Any = None  # wandb.Run, of the thread
         self._once: dict[str, Any] = {}
 
-    def on_run_start(self, federation: Federation) -> None:
-        done, known = federation.state.round, self._known_id()
-        if done >= federation.config.rounds and known is not None:
+    def on_run_start(self, run: FederationView) -> None:
+        done, known = run.rounds_done, self._known_id()
+        if done >= run.config.rounds and known is not None:
             return  # a finished run that W&B has
         from fedmoe.tracking.media import Details
 
         self._details = Details(self.folder, self.config.detail_every)
         self._background = background = Background(self._failed)
-        past = [round_row(record, federation.config.participants) for record in past_rounds(self.folder)]
-        group = self.config.group or f"{federation.data.name}/{federation.method.label}"
+        past = [round_row(record, run.config.participants) for record in past_rounds(self.folder)]
+        group = self.config.group or f"{run.name}/{run.method.label}"
         try:
-            labels = self._details.labels(federation) if known is None else None
+            labels = self._details.labels(run) if known is None else None
         except Exception as error:
             background.fail(error)
             return
         background.submit(partial(self._start, known, past, labels, group))
 
-    def on_evaluation_end(self, federation: Federation, evaluation: Evaluation) -> None:
+    def on_evaluation_end(self, run: FederationView, evaluation: Evaluation) -> None:
         if self._on:
             self._details.evaluation = evaluation
 
-    def on_round_end(self, federation: Federation, record: RoundRecord) -> None:
+    def on_round_end(self, run: FederationView, record: RoundRecord) -> None:
         if not self._on or self._background is None:
             return
         try:
-            row = round_row(record.to_json(), federation.config.participants)
-            pictures = self._details.pictures(federation, record)
-            table = self._details.table(federation, record)
+            row = round_row(record.to_json(), run.config.participants)
+            pictures = self._details.pictures(run, record)
+            table = self._details.table(run, record)
         except Exception as error:
             self._background.fail(error)
             return
         self._background.submit(partial(self._log, row, pictures, table))
 
-    def on_run_end(self, federation: Federation) -> None:
+    def on_run_end(self, run: FederationView) -> None:
         if self._on and self._background is not None:
             self._background.submit(lambda: self._run.summary.update(final_row(past_rounds(self.folder))))
         self._end(0)

@@ -1,0 +1,46 @@
+"""Where clients keep what is their own."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from fedmoe.protocol.records import ClientState
+
+_KEPT = 2  # versions of a client's state: that of a round at work, and the one before, which counts until it is done
+
+
+class ClientStates(Protocol):
+    """Each client's own states, by the round that left them. The server says which of them counts."""
+
+    def get(self, client_id: int, version: int) -> ClientState:
+        """The state as of a round; version 0 is that of a client that has never trained.
+
+        Raises:
+            LookupError: the state is gone.
+        """
+
+    def put(self, client_id: int, version: int, state: ClientState) -> None:
+        """Keep a new state beside the one that counts."""
+
+
+class MemoryStates:
+    """States in this process's memory."""
+
+    def __init__(self) -> None:
+        self._states: dict[int, dict[int, ClientState]] = {}
+
+    def get(self, client_id: int, version: int) -> ClientState:
+        return self._states[client_id][version] if version else ClientState()
+
+    def put(self, client_id: int, version: int, state: ClientState) -> None:
+        own = self._states.setdefault(client_id, {})
+        own.pop(version, None)
+        own[version] = state
+        while len(own) > _KEPT:
+            del own[next(iter(own))]
+
+    def copy(self) -> MemoryStates:
+        """The same states, of which changes stay apart."""
+        other = MemoryStates()
+        other._states = {client_id: dict(own) for client_id, own in self._states.items()}
+        return other

@@ -1,0 +1,89 @@
+"""Where clients are. The round loop gives orders to a fleet and takes answers, in whatever order they come."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
+
+from fedmoe.client.states import ClientStates, MemoryStates
+from fedmoe.client.work import ClientFailure, ClientWork
+from fedmoe.errors import UserError
+from fedmoe.protocol.records import About, ClientState, Failed, Scored, ScoreJob, Trained, TrainJob
+from fedmoe.server.state import Known
+
+
+class Fleet(Protocol):
+    """Clients, wherever they are. Orders are pulled one at a time, so that not all downlinks lie in memory at once."""
+
+    def about(self, client_id: int) -> About:
+        """The sizes of a client's splits, and its domain."""
+
+    def train(self, jobs: Iterable[TrainJob]) -> Iterator[tuple[TrainJob, Trained | Failed]]:
+        """Local training.
+
+        Raises:
+            UserError: a mistake in the settings.
+        """
+
+    def score(self, jobs: Iterable[ScoreJob]) -> Iterator[Scored]:
+        """Clients evaluate themselves."""
+
+    def states(self, known: Mapping[int, Known]) -> dict[int, ClientState]:
+        """The own states, as of the versions that count, of the clients that live in this process: part of the
+        checkpoint. Clients elsewhere keep theirs."""
+
+    def restore(self, known: Mapping[int, Known], states: Mapping[int, ClientState]) -> None:
+        """The inverse of ``states``.
+
+        Raises:
+            ValueError: a state is not one of the method's.
+        """
+
+
+class LocalFleet:
+    """All clients in this process, one after the other."""
+
+    def __init__(self, work: ClientWork, kept: ClientStates | None = None) -> None:
+        self.work = work
+        self.kept = MemoryStates() if kept is None else kept
+
+    def about(self, client_id: int) -> About:
+        return self.work.about(client_id)
+
+    def train(self, jobs: Iterable[TrainJob]) -> Iterator[tuple[TrainJob, Trained | Failed]]:
+        for job in jobs:
+            yield job, self._train(job)
+
+    def _train(self, job: TrainJob) -> Trained | Failed:
+        began = time.perf_counter()
+        try:
+            trained, kept = self.work.train(job, self.kept.get(job.client_id, job.version))
+        except UserError:
+            raise
+        except Exception as error:
+            return Failed(_reason(error), traceback.format_exc(), time.perf_counter() - began, error)
+        self.kept.put(job.client_id, job.round, kept)
+        return trained
+
+    def score(self, jobs: Iterable[ScoreJob]) -> Iterator[Scored]:
+        for job in jobs:
+            yield self.work.score(job, self.kept.get(job.client_id, job.version))
+
+    def states(self, known: Mapping[int, Known]) -> dict[int, ClientState]:
+        return {i: self.kept.get(i, known[i].version) for i in sorted(known)}
+
+    def restore(self, known: Mapping[int, Known], states: Mapping[int, ClientState]) -> None:
+        shapes = {name: tensor.shape for name, tensor in self.work.module.tensors().items()}
+        for client_id, state in states.items():
+            for name, tensor in state.parameters.items():
+                if tensor.shape != shapes.get(name):
+                    raise ValueError(f"client {client_id} keeps {name} of shape {list(tensor.shape)}")
+            self.kept.put(client_id, known[client_id].version, state)
+
+
+def _reason(error: Exception) -> str:
+    """One line: what failed."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return text if isinstance(error, ClientFailure) else f"{type(error).__name__}{f': {text}' if text else ''}"

@@ -1,0 +1,70 @@
+"""Late clients: the last ``federation.late_clients`` take part in no round of a run.
+
+Each is scored as it comes, and after it has trained for some rounds alone: it downloads what the method sends, trains,
+and its upload is admitted, as everyone's is, so that it may get experts in its next round. Nothing is averaged: the
+shared parameters and the other clients stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedmoe.config import FederationConfig
+from fedmoe.errors import UserError
+from fedmoe.federation.accuracy import summarize
+from fedmoe.federation.evaluation import evaluate
+from fedmoe.federation.fleet import Fleet
+from fedmoe.protocol.method import Method
+from fedmoe.protocol.records import Failed, RoundContext, TrainJob
+from fedmoe.server.state import Known, ServerState
+
+
+@dataclass(frozen=True)
+class LateScores:
+    """Accuracy over the late clients in percent, as they come and after ``rounds`` rounds of ``epochs`` epochs."""
+
+    clients: Sequence[int]
+    rounds: int
+    epochs: int
+    as_they_come: dict[str, float]
+    joined: dict[str, float]
+
+
+def score_late_clients(
+    fleet: Fleet, method: Method, server: ServerState, config: FederationConfig, done: RoundContext, rounds: int
+) -> LateScores:
+    """Score the late clients on their own test splits, before and after each has joined by itself.
+
+    Args:
+        server: as the run has left it; it stays so.
+        config: as adapted by ``method.schedule``. A method that never trains (zero-shot) has the same score twice.
+        done: the run's last round.
+        rounds: that each client trains for.
+
+    Raises:
+        UserError: a client's training fails, or no late client has test examples.
+    """
+    late = list(range(config.participants, config.clients))
+    before = evaluate(fleet, method, server, done, config.clients, late)
+    after: list[float] = []
+    for client_id in late:
+        joined, last = server.copy(), done.round
+        for _ in range(rounds if config.rounds else 0):
+            last += 1
+            _train_alone(fleet, method, joined, client_id, RoundContext(last, (client_id,), done.seed))
+        context = RoundContext(last, done.cohort, done.seed)
+        score = evaluate(fleet, method, joined, context, config.clients, [client_id]).clients[client_id]
+        after.append(score.correct / score.total if score.total else float("nan"))
+    return LateScores(late, rounds, config.local_epochs, before.accuracy, summarize(after))
+
+
+def _train_alone(fleet: Fleet, method: Method, server: ServerState, client_id: int, context: RoundContext) -> None:
+    """A round of one client, whose upload is admitted and not averaged."""
+    known = server.known(client_id)
+    downlink = method.configure(server, client_id, context)
+    for _, trained in fleet.train([TrainJob(client_id, context.round, known.version, downlink)]):
+        if isinstance(trained, Failed):
+            raise UserError(f"Client {client_id} could not join: {trained.reason}.") from trained.error
+        method.admit(server, trained.update)
+        server.clients[client_id] = Known(known.rounds_seen + 1, downlink.expert_ids, context.round)

@@ -1,0 +1,94 @@
+"""What a finished run is good for beyond its clients' own classes.
+
+A run with ``data.subset.classes`` = B learns the first B classes of the data set, the base classes; the
+others are novel. Each personalized model is scored on three sets, as in CoCoOp (Zhou et al., CVPR 2022, arXiv
+2203.05557) and FedPGP (Cui et al., ICML 2024, section 5.1), choosing only among the classes of that set:
+
+- own: the client's own test images, among the classes it has training images of;
+- base: all test images of the base classes, among the base classes;
+- novel: all test images of the novel classes, among the novel classes.
+
+Shape letters: b images, C classes, d feature width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from statistics import harmonic_mean
+
+import torch
+from torch import Tensor
+
+from fedmoe.client.module import ClientModule
+from fedmoe.client.work import BATCH
+from fedmoe.features.client_data import FeatureBatches
+from fedmoe.federation.accuracy import summarize
+from fedmoe.federation.fleet import LocalFleet
+from fedmoe.protocol.records import RoundContext, ScoreJob
+from fedmoe.server.state import ServerState
+
+
+@dataclass(frozen=True, eq=False)
+class TestImages:
+    """Test images and their labels, counted from 0 within their set of classes."""
+
+    features: Tensor  # [n, d]
+    labels: Tensor  # [n]
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Accuracy over clients in percent (mean, std, min, max, worst_decile) on own, base and novel classes.
+
+    ``harmonic_mean`` is that of the means on base and novel classes (CoCoOp), ``harmonic_mean_of_three`` that of all
+    three (FedPGP).
+    """
+
+    own: dict[str, float]
+    base: dict[str, float]
+    novel: dict[str, float]
+    harmonic_mean: float
+    harmonic_mean_of_three: float
+
+
+@torch.no_grad()
+def score_classes(
+    fleet: LocalFleet,
+    novel_module: ClientModule,
+    server: ServerState,
+    context: RoundContext,
+    base: TestImages,
+    novel: TestImages,
+) -> ClassScores:
+    """Score every client that takes part in rounds on its own, the base and the novel classes.
+
+    Args:
+        fleet: the run's clients, whose module knows the base classes.
+        novel_module: a module of the same method with the novel class names.
+    """
+    work = fleet.work
+    own_scores, base_scores, novel_scores = [], [], []
+    for client_id in range(work.config.participants):
+        data, version = work.data.client(client_id), server.known(client_id).version
+        downlink = work.method.deploy(server, client_id, context)
+        loadout = work.ready(ScoreJob(client_id, context.round, version, downlink), fleet.kept.get(client_id, version))
+        classes = data.train_labels.unique()  # ascending
+        mine = torch.isin(data.test_labels, classes)
+        labels = torch.searchsorted(classes, data.test_labels[mine])
+        own_scores.append(_accuracy(work.module, TestImages(data.test_features[mine], labels), classes))
+        base_scores.append(_accuracy(work.module, base))
+        fitted = replace(loadout, parameters=work.module.export())  # after fine-tuning, where the method does that
+        novel_module.load(client_id, fitted)
+        novel_scores.append(_accuracy(novel_module, novel))
+    own_found, base_found, novel_found = summarize(own_scores), summarize(base_scores), summarize(novel_scores)
+    means = [found["mean"] for found in (own_found, base_found, novel_found)]
+    return ClassScores(own_found, base_found, novel_found, harmonic_mean(means[1:]), harmonic_mean(means))
+
+
+def _accuracy(module: ClientModule, images: TestImages, classes: Tensor | None = None) -> float:
+    """The share of images that are classified right, among ``classes`` or all that the module knows; nan of none."""
+    right = 0
+    for features, labels in FeatureBatches(images.features, images.labels, BATCH):
+        logits = module(features.to(module.device)).cpu()  # [b, C]
+        right += int(((logits if classes is None else logits[:, classes]).argmax(dim=1) == labels).sum())
+    return right / len(images.labels) if len(images.labels) else float("nan")

@@ -1,0 +1,142 @@
+"""Everything a round leaves behind, as named tensors and plain numbers: the contents of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedmoe.protocol.parameters import Parameter, part_of
+from fedmoe.protocol.records import ClientState, Tensors
+from fedmoe.server.state import Known, ServerState
+
+_MOST_CLIENTS = 1_000_000  # a damaged number of clients must not take all memory
+
+
+def fresh_server(declared: Iterable[Parameter], start: Tensors) -> ServerState:
+    """The server before the first round.
+
+    Args:
+        declared: the method's parameters.
+        start: the common start of the shared ones, by name.
+    """
+    parts = {part.name: part for part in declared}
+    pool: dict[str, dict[int, Tensor]] = {name: {} for name in start if parts[part_of(name)].pool}
+    return ServerState(dict(start), pool, frozenset(name for name in start if parts[part_of(name)].keep))
+
+
+@dataclass
+class FederationState:
+    """The last finished round, the server, and each client's own state as of the last round it trained in.
+
+    Round 0 is the evaluation before training; -1 stands for nothing done yet.
+    """
+
+    round: int
+    num_clients: int
+    server: ServerState
+    clients: dict[int, ClientState] = field(default_factory=dict)  # those that have trained
+
+    def flatten(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All tensors by name, and the rest as JSON."""
+        server = self.server
+        tensors = {f"shared/{name}": tensor for name, tensor in server.shared.items()}
+        for name, entries in server.pool.items():
+            tensors |= {f"pool/{client}/{name}": tensor for client, tensor in entries.items()}
+        tensors |= {f"extras/{name}": tensor for name, tensor in server.extras.items()}
+        for i, client in self.clients.items():
+            tensors |= {f"client/{i}/parameters/{name}": tensor for name, tensor in client.parameters.items()}
+            tensors |= {f"client/{i}/experts/{name}": tensor for name, tensor in client.experts.items()}
+        known = {
+            str(i): {"rounds_seen": k.rounds_seen, "expert_ids": list(k.expert_ids), "version": k.version}
+            for i, k in server.clients.items()
+        }
+        rest = {
+            "round": self.round,
+            "num_clients": self.num_clients,
+            "pooled": sorted(server.pool),
+            "kept": sorted(server.kept),
+            "clients": known,
+        }
+        return tensors, rest
+
+    @classmethod
+    def unflatten(cls, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> FederationState:
+        """The inverse of ``flatten``.
+
+        Raises:
+            ValueError, LookupError, TypeError, AttributeError: the contents are not those of a state.
+        """
+        _require_numbers(rest)
+        server = ServerState({}, {name: {} for name in rest["pooled"]}, frozenset(rest["kept"]))
+        server.clients = {
+            int(i): Known(seen["rounds_seen"], tuple(seen["expert_ids"]), seen["version"])
+            for i, seen in rest["clients"].items()
+        }
+        own: dict[int, dict[str, dict[str, Tensor]]] = {i: {"parameters": {}, "experts": {}} for i in server.clients}
+        for name, tensor in tensors.items():
+            where, _, place = name.partition("/")
+            _PLACES[where](server, own, place, tensor)
+        clients = {i: ClientState(**own[i], rounds_seen=known.rounds_seen) for i, known in server.clients.items()}
+        state = cls(rest["round"], rest["num_clients"], server, clients)
+        _require_one_kind(state)
+        return state
+
+
+def _to_pool(server: ServerState, own: Any, place: str, tensor: Tensor) -> None:
+    client, _, name = place.partition("/")
+    server.pool[name][int(client)] = tensor
+
+
+def _to_client(server: ServerState, own: Any, place: str, tensor: Tensor) -> None:
+    client, kind, name = place.split("/", 2)
+    own[int(client)][kind][name] = tensor
+
+
+_PLACES: Mapping[str, Any] = {
+    "shared": lambda server, own, place, tensor: server.shared.update({place: tensor}),
+    "extras": lambda server, own, place, tensor: server.extras.update({place: tensor}),
+    "pool": _to_pool,
+    "client": _to_client,
+}
+
+
+def _require_numbers(rest: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` unless there are clients, and what is known of them is possible."""
+    count = rest["num_clients"]
+    if type(count) is not int or not 0 < count <= _MOST_CLIENTS:
+        raise ValueError(f"it has {count!r} clients")
+    if type(rest["round"]) is not int:
+        raise ValueError(f"it is of round {rest['round']!r}")
+    for client, seen in rest["clients"].items():
+        if not client.isdecimal() or int(client) >= count:
+            raise ValueError(f"it names client {client!r} of {count}")
+        if type(seen["rounds_seen"]) is not int or seen["rounds_seen"] < 1:
+            raise ValueError(f"client {client} took part in {seen['rounds_seen']!r} rounds")
+        if type(seen["version"]) is not int or not 1 <= seen["version"] <= rest["round"]:
+            raise ValueError(f"client {client} last took part in round {seen['version']!r}")
+        if not all(type(expert) is int and 0 <= expert < count for expert in seen["expert_ids"]):
+            raise ValueError(f"client {client} has the experts {seen['expert_ids']!r}")
+
+
+def _require_one_kind(state: FederationState) -> None:
+    """Raise ``ValueError`` unless all values of a parameter are of one shape and number format, and finite."""
+    server = state.server
+    kinds: dict[str, tuple[torch.Size, torch.dtype]] = {}
+    values = [("the server", name, tensor) for name, tensor in server.shared.items()]
+    for name, entries in server.pool.items():
+        values += [(f"the pool's client {i}", name, tensor) for i, tensor in entries.items()]
+        if any(not 0 <= i < state.num_clients for i in entries):
+            raise ValueError(f"the pool has the clients {sorted(entries)} of {state.num_clients}")
+    for i, client in state.clients.items():
+        values += [(f"client {i}", name, tensor) for name, tensor in client.parameters.items()]
+        values += [(f"an expert of client {i}", name, t) for name, ts in client.experts.items() for t in ts[:1]]
+    for holder, name, tensor in values:
+        kind = (tensor.shape, tensor.dtype)
+        if kinds.setdefault(name, kind) != kind:
+            raise ValueError(f"{name} of {holder} is of shape {list(tensor.shape)}, others {list(kinds[name][0])}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} of {holder} is not finite")

@@ -1,0 +1,98 @@
+"""What a method learns, declared once: sending, averaging, keeping, byte counts and checkpoints follow from it.
+
+Shape letters: l context tokens, w token width, d feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+class Scope(StrEnum):
+    """Who holds a parameter."""
+
+    SHARED = "shared"  # comes down, is trained, goes up, and is averaged over the cohort
+    PERSONAL = "personal"  # is trained on the client and never leaves it
+    EXPERT = "expert"  # other clients' values of a shared parameter, which come down and stay as they are
+
+
+Start = Callable[["torch.Generator"], "Tensor | nn.Module"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the shape and the start of a parameter may depend on.
+
+    Attributes:
+        prompt: the common random (or worded) start of a prompt, [l, w]; [C, l, w] if class-specific.
+        feature_dim: width d of CLIP's features.
+    """
+
+    prompt: Tensor
+    feature_dim: int
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A named part of what a method learns: a tensor, or a module such as a gate.
+
+    A tensor goes by the part's name, a module's tensors by ``<part>.<their own name>``.
+
+    Attributes:
+        name: an identifier; the client's module holds tensors in ``prompts`` and a module under this name.
+        scope: who holds it.
+        start: makes the first value. The generator of a shared part derives from (run seed, name), so that all clients
+            start alike; that of personal parts from (run seed, client). None for experts, which have no start.
+        rate: its learning rate, by its name in the settings ``optim``.
+        keep: the client also keeps its own last value of a shared part (or its last experts). When it is evaluated it
+            predicts with that one, and downloads the server's only until it has trained one.
+        pool: the server also keeps every client's last upload of it.
+    """
+
+    name: str
+    scope: Scope
+    start: Start | None = None
+    rate: Literal["prompt_lr", "gating_lr"] = "prompt_lr"
+    keep: bool = False
+    pool: bool = False
+
+
+def part_of(name: str) -> str:
+    """The part that a tensor belongs to: ``gate.query.weight`` -> ``gate``."""
+    return name.partition(".")[0]
+
+
+def select(tensors: Mapping[str, Tensor], parts: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of some parts."""
+    wanted = set(parts)
+    return {name: tensor for name, tensor in tensors.items() if part_of(name) in wanted}
+
+
+def named_tensors(name: str, value: Tensor | nn.Module) -> dict[str, Tensor]:
+    """The tensors of a part under the names by which they are sent and kept; no copies."""
+    if callable(getattr(value, "state_dict", None)):
+        return {f"{name}.{inner}": tensor for inner, tensor in value.state_dict().items()}  # type: ignore[union-attr]
+    return {name: value}  # type: ignore[dict-item]
+
+
+def fixed(value: Tensor) -> Start:
+    """A start that is the same for everybody."""
+    return lambda generator: value.clone()
+
+
+def normal(shape: Iterable[int], std: float) -> Start:
+    """A random start from N(0, std^2)."""
+
+    def draw(generator: torch.Generator) -> Tensor:
+        import torch
+
+        return torch.empty(tuple(shape)).normal_(std=std, generator=generator)
+
+    return draw
