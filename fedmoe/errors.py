@@ -1,11 +1,11 @@
-"""The one exception for a user's mistake, and the words that help to mend it."""
+"""The one exception for a user's mistake, and the words that help to correct it."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-_LONGEST = 300  # characters of a word in a message
+_LONGEST_WORD = 300  # characters; longer words are cut in a message
 
 
 class UserError(Exception):
@@ -14,13 +14,24 @@ class UserError(Exception):
     The message is one sentence that names the file or key, the value found, what is valid and, where there is one,
     the nearest valid choice. The command line prints it without a stack trace and exits with code 2.
 
-    Part of a message comes from files, which may hold anything: it becomes one line, in which what a terminal would
-    obey is escaped, and words that nobody reads to their end are cut.
+    Parts of a message come from files, which may hold anything: the message is reduced to one printable line, and
+    words that nobody would read to the end are cut.
     """
 
     def __init__(self, message: str) -> None:
-        words = (word if len(word) <= _LONGEST else f"{word[: _LONGEST - 3]}..." for word in message.split())
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(words)))
+        super().__init__(printable(" ".join(_cut(word) for word in message.split())))
+
+
+def _cut(word: str) -> str:
+    return word if len(word) <= _LONGEST_WORD else f"{word[: _LONGEST_WORD - 3]}..."
+
+
+def printable(text: str) -> str:
+    """The text with every character that a terminal would obey, or cannot show, written as an escape sequence.
+
+    Line breaks stay. Whatever comes from outside passes through here before it is printed.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def did_you_mean(value: str, choices: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from fedmoe.errors import UserError
 from fedmoe.io import write_text_atomic
 from fedmoe.report import page_charts, page_curves
 from fedmoe.report.comparison import Comparison, Entry, is_comparison, read_comparison
+from fedmoe.report.outside import require_own
 from fedmoe.report.page_curves import Shown
 from fedmoe.report.plot_style import clients_in_words, colours, dark
 from fedmoe.report.plots import last_accuracies
@@ -41,6 +42,7 @@ def write_page(path: Path, page: Path) -> None:
     if page.suffix.lower() not in SUFFIXES:
         raise UserError(f"{page} is no name for a page; valid is one that ends in .html.")
     contents = render(read(path))
+    require_own(path, page)
     try:
         write_text_atomic(page, contents)
     except OSError as error:

@@ -6,7 +6,6 @@ deviation over clients; the notes under a table say so. Another output format is
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,9 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from fedmoe.errors import printable
 from fedmoe.report.comparison import Comparison
+from fedmoe.report.outside import markdown
 from fedmoe.report.run import Run
 from fedmoe.runs.records import RoundRecord
 
@@ -136,7 +137,7 @@ def show(table: Table, console: Console) -> None:
     On a terminal that is too narrow the columns follow in several parts, each with the names in front; elsewhere the
     lines are as long as they have to be. The notes are a line each, for the terminal to wrap.
     """
-    console.print(Text(table.title, style="bold"), soft_wrap=True)
+    console.print(Text(printable(table.title), style="bold"), soft_wrap=True)
     columns = list(range(1, len(table.columns)))
     while columns:
         number = len(columns)
@@ -146,29 +147,31 @@ def show(table: Table, console: Console) -> None:
         console.print(_rich(table, columns[:number], console), soft_wrap=True)
         columns = columns[number:]
     for note in table.notes:
-        console.print(Text(f"  {note}", style="dim"), soft_wrap=True)
+        console.print(Text(f"  {printable(note)}", style="dim"), soft_wrap=True)
 
 
 def _rich(table: Table, columns: Sequence[int], console: Console) -> RichTable:
     """The first column and the given ones, in their full width whatever the console's."""
     rich = RichTable(box=box.SIMPLE_HEAD)
     for i in (0, *columns):
-        rich.add_column(Text(table.columns[i]), justify="right" if i else "left", vertical="bottom", no_wrap=True)
+        rich.add_column(
+            Text(printable(table.columns[i])), justify="right" if i else "left", vertical="bottom", no_wrap=True
+        )
     for row in table.rows:
-        rich.add_row(*(Text(row[i].text, style="bold" if row[i].bold else "") for i in (0, *columns)))
+        rich.add_row(*(Text(printable(row[i].text), style="bold" if row[i].bold else "") for i in (0, *columns)))
     rich.width = Measurement.get(console, console.options.update(max_width=_WIDEST), rich).maximum
     return rich
 
 
 def to_markdown(table: Table) -> str:
     """A heading, a GitHub table and the notes as a list."""
-    lines = [f"## {_escape(table.title)}", ""]
-    lines.append("| " + " | ".join(_escape(column.replace("\n", " ")) for column in table.columns) + " |")
+    lines = [f"## {markdown(table.title)}", ""]
+    lines.append("| " + " | ".join(markdown(column) for column in table.columns) + " |")
     lines.append("|" + "|".join(":---" if i == 0 else "---:" for i in range(len(table.columns))) + "|")
     for row in table.rows:
-        cells = (f"**{_escape(cell.text)}**" if cell.bold else _escape(cell.text) for cell in row)
+        cells = (f"**{markdown(cell.text)}**" if cell.bold else markdown(cell.text) for cell in row)
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *(f"- {_escape(note)}" for note in table.notes)]) + "\n"
+    return "\n".join([*lines, "", *(f"- {markdown(note)}" for note in table.notes)]) + "\n"
 
 
 def comparison_results(comparison: Comparison) -> list[dict[str, Any]]:
@@ -244,8 +247,3 @@ def _failures(run: Run, most: int = 5) -> str:
 
     told = [f"{client} ({several(rounds)}: {reason})" for client, (rounds, reason) in run.failed.items()]
     return "; ".join(told[:most]) + (f"; and {len(told) - most} more" if len(told) > most else "")
-
-
-def _escape(text: str) -> str:
-    """Text that Markdown shows as it is, in one line of a table too."""
-    return re.sub(r"([\\|*_`<])", r"\\\1", " ".join(text.split("\n")))
