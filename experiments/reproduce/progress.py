@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,20 +11,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from experiments.reproduce.plan import Run
+from fedmoe.runs.records import read_rounds
 
 
 def last_round(run: Run) -> tuple[int, float | None]:
     """The last round on record, -1 where there is none, and its accuracy in percent where it was evaluated."""
-    try:
-        with open(run.folder / "rounds.jsonl", "rb") as file:
-            lines = file.read().split(b"\n")
-    except FileNotFoundError:
+    records = read_rounds(run.folder) if (run.folder / "rounds.jsonl").exists() else []
+    if not records:
         return -1, None
-    if len(lines) < 2:  # what stands behind the last line end is not whole
-        return -1, None
-    record = json.loads(lines[-2])
-    accuracy = record.get("accuracy")
-    return int(record["round"]), None if accuracy is None else float(accuracy["mean"])
+    accuracy = records[-1].accuracy
+    return records[-1].round, accuracy["mean"] if accuracy else None
 
 
 @dataclass

@@ -25,6 +25,7 @@ from experiments.reproduce.results import (
 )
 from experiments.reproduce.wording import SPREAD, ours, theirs
 from fedmoe.io import write_text_atomic
+from fedmoe.report.outside import csv_cell, latex, markdown
 
 
 def write_report(plan: Plan) -> Path:
@@ -53,18 +54,18 @@ def write_report(plan: Plan) -> Path:
 def table_markdown(plan: Plan, found: Sequence[Value]) -> str:
     """A row for each method; under our number the published one."""
     top, winners = columns(plan.manifest), best(found)
-    lines = ["| | " + " | ".join(column.label for column in top) + " |", "|---|" + "---|" * len(top)]
+    lines = ["| | " + " | ".join(markdown(column.label) for column in top) + " |", "|---|" + "---|" * len(top)]
     group = None
     for row in plan.manifest.rows:
         if row.group is not None and row.group != group:
-            lines.append(f"| *{row.group}* |" + " |" * len(top))
+            lines.append(f"| *{markdown(row.group)}* |" + " |" * len(top))
         group = row.group
         cells = []
         for value in (value for value in found if value.row.key == row.key):
             mark = "**{}**" if (row.key, value.column.key) in winners else "{}"
             under = theirs(value)
             cells.append(ours(value, bold=mark) + (f"<br>*{under}*" if under else ""))
-        lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
+        lines.append(f"| {markdown(row.label)} | " + " | ".join(cells) + " |")
     legend = "Accuracy in percent: ours, mean over seeds; best of ours in bold."
     if any(value.published for value in found):
         legend += " In italics: the paper's, and in brackets ours minus the paper's, in points."
@@ -77,11 +78,11 @@ def curves_markdown(plan: Plan, found: Sequence[Value]) -> str:
     parts = []
     for column in columns(plan.manifest):
         shown = [f"{x:g}" for x, _ in plan.manifest.axis.values]
-        lines = [f"{column.label}, by {plan.manifest.axis.label}:", ""]
+        lines = [f"{markdown(column.label)}, by {markdown(plan.manifest.axis.label)}:", ""]
         lines += ["| | " + " | ".join(shown) + " |", "|---|" + "---|" * len(shown)]
         for row in plan.manifest.rows:
             own = [v for v in found if v.row.key == row.key and v.column.key == column.key]
-            lines.append(f"| {row.label} | " + " | ".join(ours(value) for value in own) + " |")
+            lines.append(f"| {markdown(row.label)} | " + " | ".join(ours(value) for value in own) + " |")
         parts.append("\n".join(lines))
     return "\n\n".join([*parts, "Accuracy in percent, mean over seeds.", ""])
 
@@ -146,7 +147,7 @@ def _ranked(found: Sequence[Attention]) -> list[list[str]]:
 def attention_markdown(found: Sequence[Attention]) -> str:
     """One line for each expert: the local one, then the others from the largest mean down."""
     head = ["| data | method | expert | mean attention | ± |", "|---|---|---|---|---|"]
-    lines = [f"| {' | '.join(line)} |" for line in _ranked(found)]
+    lines = [f"| {' | '.join(map(markdown, line))} |" for line in _ranked(found)]
     legend = "Over all test images and clients in the last round; a client's non-local experts are sorted first."
     return "\n".join([*head, *(lines or ["| | | missing | | |"]), "", legend, ""])
 
@@ -189,14 +190,7 @@ def footnotes(plan: Plan) -> str:
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
 
-def latex(text: str) -> str:
-    """Text with what LaTeX would read as commands replaced."""
-    signs = {"\\": "\\textbackslash{}", "±": "$\\pm$", "−": "$-$", "λ": "$\\lambda$", "ε": "$\\epsilon$"}
-    signs |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
-    return "".join(signs.get(letter, letter) for letter in text)
-
-
 def _csv(lines: Sequence[Sequence[object]]) -> str:
     file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(lines)
+    csv.writer(file, lineterminator="\n").writerows([csv_cell(cell) for cell in line] for line in lines)
     return file.getvalue()

@@ -20,7 +20,7 @@ import yaml
 from experiments.reproduce.manifest import EXPERIMENTS, DataEntry, Manifest, Row
 from experiments.reproduce.plan import Cell, Plan, Run, State
 from fedmoe.errors import UserError
-from fedmoe.io import read_jsonl
+from fedmoe.runs.records import read_rounds
 
 AVERAGE = "average"  # over all clients of a data set with domains
 
@@ -137,7 +137,7 @@ def attention(plan: Plan) -> list[Attention]:
         seeds = []
         for run in cell.runs:
             if read_summary(run) is not None:
-                kept = [r["attention"] for r in read_jsonl(run.folder / "rounds.jsonl") if r.get("attention")]
+                kept = [r.attention for r in read_rounds(run.folder) if r.attention]
                 seeds += kept[-1:]
         if seeds:
             ranks = min(len(one["experts"]) for one in seeds)

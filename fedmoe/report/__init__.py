@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmoe.errors import UserError, did_you_mean
+from fedmoe.errors import UserError, did_you_mean, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from fedmoe.report.comparison import Comparison
-    from fedmoe.report.run_records import Run
+    from fedmoe.report.run import Run
 
 __all__ = ["plan_comparison", "report"]
 
@@ -52,6 +52,7 @@ def plan_comparison(path: Path, labels: Sequence[str]) -> None:
 
 def _report_run(run: Run, console: Console) -> None:
     from fedmoe.report import plots, tables
+    from fedmoe.report.outside import require_own
 
     figures = {"label_distribution": plots.label_distribution(run.labels)}
     if run.evaluated:
@@ -60,9 +61,10 @@ def _report_run(run: Run, console: Console) -> None:
         figures["client_accuracies"] = plots.client_accuracies({run.label: run})
     if any(r.attention for r in run.rounds):
         figures["expert_attention"] = plots.expert_attention(run)
+    files = {require_own(run.path, run.path / "plots" / f"{name}.png"): figure for name, figure in figures.items()}
     try:
-        for name, figure in figures.items():
-            plots.save(figure, run.path / "plots" / f"{name}.png")
+        for file, figure in files.items():
+            plots.save(figure, file)
     except OSError as error:
         raise UserError(_not_written(run.path, error)) from None
     tables.show(tables.run_table(run), console)
@@ -72,6 +74,7 @@ def _report_run(run: Run, console: Console) -> None:
 def _report_comparison(comparison: Comparison, console: Console) -> None:
     from fedmoe.io import write_json_atomic, write_text_atomic
     from fedmoe.report import plots, tables
+    from fedmoe.report.outside import require_own
 
     path, figures = comparison.path, {}
     runs = {label: run for label, run in comparison.runs.items() if run.last}
@@ -82,9 +85,12 @@ def _report_comparison(comparison: Comparison, console: Console) -> None:
     if comparison.same_clients:
         figures["label_distribution"] = plots.label_distribution(next(iter(comparison.runs.values())).labels)
     table = tables.comparison_table(comparison)
+    files = {require_own(path, path / "plots" / f"{name}.png"): figure for name, figure in figures.items()}
+    for name in ("comparison.json", "comparison.md"):
+        require_own(path, path / name)
     try:
-        for name, figure in figures.items():
-            plots.save(figure, path / "plots" / f"{name}.png")
+        for file, figure in files.items():
+            plots.save(figure, file)
         results = {**comparison.manifest, "results": tables.comparison_results(comparison)}
         write_json_atomic(path / "comparison.json", results)  # keeps what others wrote there
         write_text_atomic(path / "comparison.md", tables.to_markdown(table))
@@ -95,7 +101,7 @@ def _report_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def _tell(console: Console, line: str) -> None:
-    console.print(f"  {line}", markup=False, highlight=False, emoji=False, soft_wrap=True)
+    console.print(f"  {printable(line)}", markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def _not_written(path: Path, error: OSError) -> str:

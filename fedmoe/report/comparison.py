@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from fedmoe.errors import UserError
-from fedmoe.report.checked_json import read_json
-from fedmoe.report.run import NoRoundYet, is_run, read_run
-from fedmoe.report.run_records import Run
+from fedmoe.report.run import NoRoundYet, Run, is_run, read_run
+from fedmoe.runs.records import ComparisonManifest, read_document
 
 _MOST_MARKS = 3  # settings in a label; with more, runs are told apart by their folders
 
@@ -36,7 +35,7 @@ class Comparison:
 
     path: Path
     entries: tuple[Entry, ...]
-    manifest: Mapping[str, Any]  # comparison.json as it was read
+    manifest: Mapping[str, Any]  # comparison.json as it was read, without its results
 
     @cached_property
     def runs(self) -> dict[str, Run]:
@@ -60,11 +59,8 @@ def read_comparison(path: Path) -> Comparison:
     Raises:
         UserError: if comparison.json is missing, unreadable or damaged. A run's damage is noted in its Entry.
     """
-    manifest = read_json(path / "comparison.json")
-    folders = manifest.items("labels", str)
-    for folder in folders:
-        if Path(folder).name != folder or not folder.isprintable() or folder in ("", "..") or folders.count(folder) > 1:
-            raise UserError(f"{manifest.where} has {folder!r} under key 'labels'; valid are different folder names.")
+    manifest = read_document(path / "comparison.json", ComparisonManifest)
+    folders = manifest.labels
     found: dict[str, tuple[Run | None, str, str]] = {}
     for folder in folders:
         try:
@@ -75,7 +71,11 @@ def read_comparison(path: Path) -> Comparison:
             known = is_run(path / folder)
             found[folder] = (None, "unreadable", str(error)) if known else (None, "missing", "has not begun yet.")
     labels = display_labels({folder: run for folder, (run, *_) in found.items()})
-    return Comparison(path, tuple(Entry(f, labels[f], *found[f]) for f in folders), manifest.values)
+    return Comparison(
+        path,
+        tuple(Entry(f, labels[f], *found[f]) for f in folders),
+        {"labels": folders, **(manifest.model_extra or {})},
+    )
 
 
 def display_labels(runs: Mapping[str, Run | None]) -> dict[str, str]:

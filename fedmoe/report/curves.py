@@ -22,7 +22,8 @@ from fedmoe.report.plot_style import (
     styled,
     text_width,
 )
-from fedmoe.report.run_records import Round, Run
+from fedmoe.report.run import Run
+from fedmoe.runs.records import RoundRecord
 
 
 @styled
@@ -37,7 +38,7 @@ def accuracy_over_rounds(run: Run) -> Figure:
     colour = colours({run.label: run})[run.label]
     exact = known_rounds(run, run.evaluated)
     rounds = [r.round for r in run.evaluated]
-    means = [r.accuracy.mean for r in run.evaluated if r.accuracy]
+    means = [r.accuracy["mean"] for r in run.evaluated if r.accuracy]
     low, high = np.array([interval_of(run, r, exact) for r in run.evaluated]).T
     band = f"{band_name(exact)} of clients"
     if len(rounds) > 1:
@@ -136,7 +137,7 @@ def band_name(exact: bool) -> str:
 
 
 def _last_mean(run: Run) -> float:
-    return run.last.accuracy.mean if run.last and run.last.accuracy else float("nan")
+    return run.last.accuracy["mean"] if run.last and run.last.accuracy else float("nan")
 
 
 def without_rounds(run: Run, end: int) -> bool:
@@ -147,23 +148,24 @@ def without_rounds(run: Run, end: int) -> bool:
 def curve_points(run: Run, end: int) -> tuple[list[int], list[float]]:
     if without_rounds(run, end):
         return [0, end], [_last_mean(run)] * 2
-    return [r.round for r in run.evaluated], [r.accuracy.mean for r in run.evaluated if r.accuracy]
+    return [r.round for r in run.evaluated], [r.accuracy["mean"] for r in run.evaluated if r.accuracy]
 
 
-def known_rounds(run: Run, rounds: Sequence[Round]) -> bool:
+def known_rounds(run: Run, rounds: Sequence[RoundRecord]) -> bool:
     """Whether every client's accuracy is known in all these rounds."""
     found = [run.client_accuracies(r.round) for r in rounds]
     return all(values is not None and values.size for values in found)
 
 
-def interval_of(run: Run, record: Round, exact: bool) -> tuple[float, float]:
+def interval_of(run: Run, record: RoundRecord, exact: bool) -> tuple[float, float]:
     """The 10th and 90th percentile over clients, or else one standard deviation to either side of the mean."""
     values = run.client_accuracies(record.round)
     if exact and values is not None:
         low, high = np.percentile(values, [10, 90])
         return float(low), float(high)
     assert record.accuracy is not None
-    return max(0.0, record.accuracy.mean - record.accuracy.std), min(100.0, record.accuracy.mean + record.accuracy.std)
+    mean, std = record.accuracy["mean"], record.accuracy["std"]
+    return max(0.0, mean - std), min(100.0, mean + std)
 
 
 def _rows(ends: Sequence[float], low: float, high: float) -> np.ndarray:

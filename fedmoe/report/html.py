@@ -18,11 +18,11 @@ from fedmoe.errors import UserError
 from fedmoe.io import write_text_atomic
 from fedmoe.report import page_charts, page_curves
 from fedmoe.report.comparison import Comparison, Entry, is_comparison, read_comparison
+from fedmoe.report.outside import require_own
 from fedmoe.report.page_curves import Shown
 from fedmoe.report.plot_style import clients_in_words, colours, dark
 from fedmoe.report.plots import last_accuracies
-from fedmoe.report.run import is_run, read_run
-from fedmoe.report.run_records import LabelCounts, Run
+from fedmoe.report.run import LabelCounts, Run, is_run, read_run
 from fedmoe.report.svg import Html, el, join, text
 from fedmoe.report.tables import Cell, Table, comparison_table, format_bytes, run_table
 
@@ -42,6 +42,7 @@ def write_page(path: Path, page: Path) -> None:
     if page.suffix.lower() not in SUFFIXES:
         raise UserError(f"{page} is no name for a page; valid is one that ends in .html.")
     contents = render(read(path))
+    require_own(path, page)
     try:
         write_text_atomic(page, contents)
     except OSError as error:
@@ -178,10 +179,11 @@ def _experts(shown: Shown) -> list[Html]:
     for label, (_, run) in shown.items():
         found = page_charts.last_experts(run)
         if found is not None:
-            words = f"{label}, round {found.round}: {len(found.experts)} of {clients_in_words(run.num_clients)} "
+            experts = {int(client): ids for client, ids in found.experts.items()}
+            words = f"{label}, round {found.round}: {len(experts)} of {clients_in_words(run.num_clients)} "
             words += "have experts. A cell: the row's client uses the column's prompt; bars: clients that use a prompt."
             parts.append(el("p", words, class_="soft"))
-            parts.append(_wide(page_charts.expert_assignment(found.experts, run.num_clients)))
+            parts.append(_wide(page_charts.expert_assignment(experts, run.num_clients)))
     return [el("h2", "Expert assignment"), *parts] if parts else []
 
 
@@ -198,20 +200,20 @@ def _attention(shown: Shown) -> list[Html]:
 def _cost(runs: dict[str, Run]) -> list[Html]:
     if not runs:
         return []
-    seconds = {label: (s.train, s.evaluate, s.other) for label, s in ((k, r.seconds) for k, r in runs.items())}
-    means = {label: (b.down, b.up, b.evaluate_down) for label, b in ((k, r.bytes_per_round) for k, r in runs.items())}
+    seconds = {label: tuple(run.seconds.values()) for label, run in runs.items()}
+    means = {label: tuple(run.bytes_per_round.values()) for label, run in runs.items()}
     parts = [el("h2", "Cost"), el("h3", "Seconds by phase, sum over all rounds"), _legend(_PHASES)]
     parts.append(_wide(page_charts.stacked_runs(seconds, _PHASES, _seconds, "Seconds by phase")))
     if len(runs) == 1:
         rounds = next(iter(runs.values())).rounds
         numbers = [r.round for r in rounds]
-        spent = [(r.seconds.train, r.seconds.evaluate, r.seconds.other) for r in rounds]
+        spent = [[r.seconds[k] for k in ("train", "evaluate", "other")] for r in rounds]
         parts.append(_wide(page_charts.stacked_rounds(numbers, spent, _PHASES, _seconds, "seconds")))
     words = "Bytes per round: mean over the rounds of training, and over the evaluations"
     parts += [el("h3", words), _legend(_TRAFFIC)]
     parts.append(_wide(page_charts.stacked_runs(means, _TRAFFIC, format_bytes, "Bytes per round")))
     if len(runs) == 1:
-        sent = [(r.bytes.down, r.bytes.up, r.bytes.evaluate_down) for r in rounds]
+        sent = [[r.bytes[k] for k in ("down", "up", "evaluate_down")] for r in rounds]
         parts.append(_wide(page_charts.stacked_rounds(numbers, sent, _TRAFFIC, format_bytes, "bytes")))
     return parts
 

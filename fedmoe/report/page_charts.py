@@ -6,14 +6,16 @@ Shape letters: C classes, N clients.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from fedmoe.errors import UserError
 from fedmoe.report.plot_style import short
 from fedmoe.report.plots import domain_groups, tick_step
-from fedmoe.report.run_records import Attention, LabelCounts, Round, Run
+from fedmoe.report.run import LabelCounts, Run
 from fedmoe.report.svg import Frame, Html, chart, el, join, number, ticks
+from fedmoe.runs.records import RoundRecord
 
 LEVELS = 6  # colours of the heat map, h1 to h6 in page.html
 
@@ -104,14 +106,16 @@ def _labels_in_words(labels: LabelCounts, client: int, most: int = 12) -> str:
     return "\n".join([f"client {client}{where}: {counts.sum()} training examples", *names])
 
 
-def last_experts(run: Run) -> Round | None:
+def last_experts(run: Run) -> RoundRecord | None:
     """The last round with an assignment of experts.
 
     Raises:
         UserError: if it names a client that the run does not have.
     """
     found = next((r for r in reversed(run.rounds) if any(r.experts.values())), None)
-    for client in () if found is None else {*found.experts, *(i for ids in found.experts.values() for i in ids)}:
+    for client in (
+        () if found is None else {*map(int, found.experts), *(i for ids in found.experts.values() for i in ids)}
+    ):
         if found is not None and not 0 <= client < run.num_clients:
             where = (
                 f"{run.path / 'rounds.jsonl'}, round {found.round}, names client {client} in an assignment of experts"
@@ -156,10 +160,10 @@ def expert_assignment(experts: Mapping[int, Sequence[int]], num_clients: int) ->
     return chart(frame.width, frame.height, f"Expert assignment of {len(experts)} clients", *parts)
 
 
-def attention(weights: Attention, style: str) -> Html:
+def attention(weights: Mapping[str, Any], style: str) -> Html:
     """Mean attention on the local expert (highlighted) and on each non-local one, descending (paper, figure 6)."""
-    experts = sorted(weights.experts, reverse=True)
-    heights = [weights.local, *experts]
+    experts = sorted(weights["experts"], reverse=True)
+    heights = [weights["local"], *experts]
     most, equal = 1.12 * max(*heights, 1e-9), 1 / len(heights)
     frame = Frame(840, 270, (-0.6, len(heights) + 0.1), (0, most), left=58, right=84, top=14, bottom=42)
     parts = [frame.y_axis(ticks(0, most, most=5), "mean attention")]
@@ -178,7 +182,7 @@ def attention(weights: Attention, style: str) -> Html:
     shown = range(1, len(heights), max(1, len(experts) // 10))
     names = ["local", *map(str, shown)]
     parts += [frame.base(), frame.x_axis([0.0, *(i + 0.5 for i in shown)], "expert", names)]
-    return chart(840, 270, f"Mean attention: local expert {weights.local:.4f}, {len(experts)} others", *parts)
+    return chart(840, 270, f"Mean attention: local expert {weights['local']:.4f}, {len(experts)} others", *parts)
 
 
 def stacked_rounds(

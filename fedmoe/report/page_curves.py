@@ -12,8 +12,9 @@ import numpy as np
 from fedmoe.report.curves import band_name, curve_points, interval_of, known_rounds, without_rounds
 from fedmoe.report.plot_style import clients_in_words, limits, short
 from fedmoe.report.plots import last_accuracies, swarm
-from fedmoe.report.run_records import ClientResult, Run
+from fedmoe.report.run import Run
 from fedmoe.report.svg import Frame, Html, chart, el, join, ticks
+from fedmoe.runs.records import ClientScore
 
 _MANY = 400  # clients of a run from which on dots are drawn together, without words for the pointer
 _ROW, _LONGEST = 15.0, 26  # of the names beside the curves: height, characters
@@ -76,7 +77,7 @@ def shared_limits(runs: Mapping[str, Run]) -> tuple[float, float]:
     values: list[float] = []
     for run in runs.values():
         lows, highs = band(run, level=False)
-        values += [*lows, *highs, *(r.accuracy.mean for r in run.evaluated if r.accuracy)]
+        values += [*lows, *highs, *(r.accuracy["mean"] for r in run.evaluated if r.accuracy)]
     return limits(values)
 
 
@@ -119,7 +120,7 @@ def _at(number: int, run: Run, end: int) -> float | None:
     """The mean that the run's curve has in this round."""
     if without_rounds(run, end):
         return curve_points(run, end)[1][-1]
-    return next((r.accuracy.mean for r in run.evaluated if r.round == number and r.accuracy), None)
+    return next((r.accuracy["mean"] for r in run.evaluated if r.round == number and r.accuracy), None)
 
 
 def _apart(places: Sequence[float], top: float, bottom: float) -> list[float]:
@@ -180,6 +181,6 @@ def _dots(run: Run, style: str, column: np.ndarray, frame: Frame, middle: float,
     )
 
 
-def _words(client: ClientResult) -> str:
+def _words(client: ClientScore) -> str:
     where = f" ({client.domain})" if client.domain else ""
     return f"client {client.client}{where}: {client.accuracy:.2f} %, {client.correct} of {client.total} right"

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from fedmoe.errors import UserError
+from fedmoe.errors import UserError, printable
 from fedmoe.io import replacing
 
 _MAX_COLUMNS = 12  # classes that get a column each; with more, a client's largest classes are listed
@@ -42,8 +43,8 @@ def show_partition(summary: dict[str, Any], picture: str | os.PathLike[str] | No
 
 def partition_text(summary: dict[str, Any], max_rows: int = 40) -> str:
     """A table with a row for each client, at most ``max_rows`` of them, and a few lines about all of them."""
-    names, (train, test) = summary["class_names"], _counts(summary)
-    domains = summary.get("domains")
+    names, (train, test) = [printable(name) for name in summary["class_names"]], _counts(summary)
+    domains = [printable(name) for name in summary.get("domains") or ()]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("client", justify="right")
     if domains:
@@ -52,17 +53,18 @@ def partition_text(summary: dict[str, Any], max_rows: int = 40) -> str:
         table.add_column(heading, justify="right")
     wide = len(names) > _MAX_COLUMNS
     for name in ["largest classes (share of training examples)"] if wide else names:
-        table.add_column(name, justify="left" if wide else "right")
+        table.add_column(Text(name), justify="left" if wide else "right")
     for i in range(min(len(train), max_rows)):
-        cells = [str(i), *([str(domains[i])] if domains else [])]
+        cells = [str(i), *([domains[i]] if domains else [])]
         cells += [str(train[i].sum()), str(test[i].sum()), str(np.count_nonzero(train[i]))]
-        table.add_row(*cells, *([_largest(train[i], names)] if wide else [str(n) if n else "·" for n in train[i]]))
+        cells += [_largest(train[i], names)] if wide else [str(n) if n else "·" for n in train[i]]
+        table.add_row(*map(Text, cells))
     console = Console(file=io.StringIO(), width=200, color_system=None, force_terminal=False)
     console.print(table)
     if len(train) > max_rows:
         console.print(f"... and {len(train) - max_rows} more clients")
     for line in _facts(train, test):
-        console.print(line)
+        console.print(line, markup=False)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
 

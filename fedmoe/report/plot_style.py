@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import colorsys
 import functools
+import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -22,7 +24,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import TextPath
 
 from fedmoe.io import replacing
-from fedmoe.report.run_records import Run
+from fedmoe.report.run import Run
 
 P = ParamSpec("P")
 
@@ -67,12 +69,20 @@ STYLE: dict[Any, Any] = {
 ROUND_STEPS = [1, 2, 5, 10]  # of ticks: none every 2.5 points of accuracy
 
 
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw in this style. Text that the font cannot show is no reason to write its characters to the terminal."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from ", UserWarning)
+        yield
+
+
 def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
     """Make a function draw in this style."""
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(STYLE):
+        with style():
             return function(*args, **kwargs)
 
     return wrapper
@@ -80,7 +90,7 @@ def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
 
 def save(figure: Figure, path: Path) -> None:
     """Write ``figure`` as a PNG of 1600 pixels' width, atomically; missing folders are made."""
-    with matplotlib.rc_context(STYLE), replacing(path) as temporary:  # ticks are made only now
+    with style(), replacing(path) as temporary:  # ticks are made only now
         figure.savefig(temporary, format="png", dpi=200, facecolor="white", metadata={"Software": None})
 
 

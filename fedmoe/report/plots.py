@@ -31,7 +31,7 @@ from fedmoe.report.plot_style import (
     short,
     styled,
 )
-from fedmoe.report.run_records import LabelCounts, Run
+from fedmoe.report.run import LabelCounts, Run
 
 __all__ = [
     "accuracy_over_rounds",
@@ -99,12 +99,12 @@ def expert_attention(run: Run) -> Figure:
     if not found or found[-1].attention is None:
         raise ValueError(f"{run.path} has no attention weights")
     attention = found[-1].attention
-    experts = sorted(attention.experts, reverse=True)
+    experts = sorted(attention["experts"], reverse=True)
     subtitle = f"Mean over the clients' test images, round {found[-1].round}; non-local experts sorted"
     figure = frame(3.4, f"{run.label}: attention per expert", subtitle)
     axes = figure.add_subplot()
     local, other = colours({run.label: run})[run.label], "#9BB7C9"
-    heights, gap = [attention.local, *experts], 0.4 + 0.05 * len(experts)
+    heights, gap = [attention["local"], *experts], 0.4 + 0.05 * len(experts)
     places = np.array([0.0, *(gap + np.arange(1, len(heights)))])
     bars = axes.bar(places, heights, width=0.72, color=[local] + [other] * len(experts))
     equal = 1 / len(heights)

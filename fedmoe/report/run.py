@@ -1,4 +1,4 @@
-"""Reading a run folder into the dataclasses of ``run_records``.
+"""A run as its folder tells it, and what follows from that.
 
 Everything read is checked; what cannot be used is a UserError that names file, line and key. A run may have been
 interrupted at any moment: a cut last line of a JSONL file is left out with a note, and a run without an up-to-date
@@ -10,46 +10,156 @@ Shape letters: C classes, N clients.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from fedmoe.errors import UserError
-from fedmoe.report.checked_json import Record, read_json, read_jsonl, read_yaml
-from fedmoe.report.run_records import (
-    Attention,
-    Bytes,
-    ClientResult,
-    LabelCounts,
-    Round,
-    Run,
-    Seconds,
-    Settings,
-    Spread,
-    Summary,
-)
+from fedmoe.readers.plain_yaml import PlainLoader
+from fedmoe.readers.regular import read_regular
 from fedmoe.runs.folder import require_format
-
-__all__ = [
-    "Attention",
-    "Bytes",
-    "ClientResult",
-    "LabelCounts",
-    "NoRoundYet",
-    "Round",
-    "Run",
-    "Seconds",
-    "Settings",
-    "Spread",
-    "Summary",
-    "is_run",
-    "read_run",
-]
+from fedmoe.runs.records import (
+    DOCUMENT_BYTES,
+    ClientScore,
+    Integer,
+    Partition,
+    Record,
+    RoundRecord,
+    Summary,
+    parse,
+    read_clients,
+    read_document,
+    read_rounds,
+)
 
 
 class NoRoundYet(UserError):
     """The run has not finished its round 0, or was interrupted before."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelCounts:
+    """How many examples of each class each client has."""
+
+    class_names: tuple[str, ...]
+    train: np.ndarray  # [N, C] int64
+    test: np.ndarray  # [N, C] int64
+    domains: tuple[str, ...] | None  # [N]
+
+    @classmethod
+    def of(cls, partition: Partition) -> LabelCounts:
+        train, test = (np.array(rows, dtype=np.int64) for rows in (partition.counts_train, partition.counts_test))
+        return cls(
+            tuple(partition.class_names), train, test, None if partition.domains is None else tuple(partition.domains)
+        )
+
+
+class _Method(Record):
+    class_path: str
+    init_args: dict[str, Any] | None = None
+
+    LATER = frozenset({"init_args"})
+
+
+class _Config(Record):
+    method: _Method
+    seed: Integer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What config.yaml says about the method."""
+
+    method: str  # its class
+    label: str | None  # of the methods that come with the package, the name in tables and plots
+    arguments: Mapping[str, Any]  # its init_args, nested ones with dots in their names
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One federated run."""
+
+    path: Path
+    rounds: tuple[RoundRecord, ...]  # ascending, at least one
+    clients: Mapping[int, tuple[ClientScore, ...]]  # evaluated round -> all N clients
+    labels: LabelCounts
+    settings: Settings | None  # None: config.yaml is missing
+    summary: Summary | None  # None: not finished
+    notes: tuple[str, ...]  # what the reader had to leave out
+
+    @property
+    def label(self) -> str:
+        """The method's name in tables and plots; where the run does not know it, its class or the folder's name."""
+        if self.summary:
+            return self.summary.label
+        return (self.settings and self.settings.label) or self.method
+
+    @property
+    def method(self) -> str:
+        """The method's class; the folder's name where nothing is known."""
+        known = self.summary or self.settings
+        return known.method if known else self.path.resolve().name
+
+    @property
+    def seed(self) -> int | None:
+        known = self.summary or self.settings
+        return known.seed if known else None
+
+    @property
+    def num_clients(self) -> int:
+        return len(self.labels.train)
+
+    @property
+    def num_scored(self) -> int:
+        """Clients in the last evaluation: all but late ones and those without test examples."""
+        scored = self.client_accuracies(self.last.round) if self.last else None
+        return self.num_clients if scored is None else len(scored)
+
+    @property
+    def finished(self) -> bool:
+        return self.summary is not None and self.summary.rounds == self.rounds[-1].round
+
+    @cached_property
+    def failed(self) -> Mapping[int, tuple[tuple[int, ...], str]]:
+        """Client -> the rounds from which it was dropped, and why the last time."""
+        found: dict[int, tuple[tuple[int, ...], str]] = {}
+        for r in self.rounds:
+            for key, reason in r.failed.items():
+                client = int(key)
+                found[client] = ((*found.get(client, ((), ""))[0], r.round), reason)
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def evaluated(self) -> tuple[RoundRecord, ...]:
+        return tuple(r for r in self.rounds if r.accuracy is not None)
+
+    @property
+    def last(self) -> RoundRecord | None:
+        """The last evaluated round, which is the run's result."""
+        return self.evaluated[-1] if self.evaluated else None
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Sums over all rounds: train, evaluate, other."""
+        return {phase: sum(r.seconds[phase] for r in self.rounds) for phase in ("train", "evaluate", "other")}
+
+    @property
+    def bytes_per_round(self) -> dict[str, float]:
+        """down, up: means over the rounds of training; evaluate_down: mean over the evaluations."""
+        trained = [r.bytes for r in self.rounds if r.round > 0]
+        evaluated = [r.bytes for r in self.evaluated]
+        which = {"down": trained, "up": trained, "evaluate_down": evaluated}
+        return {key: sum(b[key] for b in found) / max(1, len(found)) for key, found in which.items()}
+
+    def client_accuracies(self, number: int) -> np.ndarray | None:
+        """Percent, one for each client with test examples; None where clients.jsonl lacks the round or a client."""
+        results = self.clients.get(number)
+        return None if results is None else np.array([c.accuracy for c in results if c.accuracy is not None])
 
 
 def is_run(path: Path) -> bool:
@@ -62,7 +172,7 @@ def read_run(path: Path) -> Run:
 
     Raises:
         NoRoundYet: if no round has been finished.
-        UserError: if a file is missing, unreadable, cut (but for a JSONL's last line) or lacks a key.
+        UserError: if a file is missing, unreadable, too large, cut (but for a JSONL's last line) or lacks a key.
     """
     notes: list[str] = []
     if not is_run(path):
@@ -70,116 +180,33 @@ def read_run(path: Path) -> Run:
     require_format(path)
     if not (path / "rounds.jsonl").exists() and not (path / "summary.json").exists():
         raise NoRoundYet(f"{path} is a run that has finished no round yet; there is nothing to report.")
-    labels = _label_counts(read_json(path / "partition.json"))
-    by_number: dict[int, Round] = {}
-    for record in read_jsonl(path / "rounds.jsonl", notes):
-        by_number[record.get("round", int)] = _round(record)  # a round done again after a crash replaces the first
-    if not by_number:
+    labels = LabelCounts.of(read_document(path / "partition.json", Partition))
+    rounds = tuple(read_rounds(path, notes))
+    if not rounds:
         raise NoRoundYet(f"{path / 'rounds.jsonl'} holds no finished round yet; there is nothing to report.")
-    rounds = tuple(by_number[number] for number in sorted(by_number))
-    results: dict[int, dict[int, ClientResult]] = {}
-    for record in read_jsonl(path / "clients.jsonl", notes):
-        result = _client_result(record, len(labels.train))
-        results.setdefault(result.round, {})[result.client] = result
+    scores = read_clients(path, len(labels.train), notes)
     clients = {}
     for r in rounds:
-        found = results.get(r.round, {})
+        found = scores.get(r.round, {})
         if len(found) == len(labels.train):
             clients[r.round] = tuple(found[i] for i in sorted(found))
         elif r.accuracy is not None:
             notes.append(f"clients.jsonl has {len(found)} of {len(labels.train)} clients in round {r.round}")
-    summary = _summary(read_json(path / "summary.json")) if (path / "summary.json").exists() else None
-    settings = _settings(read_yaml(path / "config.yaml")) if (path / "config.yaml").exists() else None
+    summary = read_document(path / "summary.json", Summary) if (path / "summary.json").exists() else None
+    settings = _settings(path / "config.yaml") if (path / "config.yaml").exists() else None
     return Run(path, rounds, clients, labels, settings, summary, tuple(notes))
 
 
-def _round(record: Record) -> Round:
-    accuracy = record.maybe("accuracy", dict)
-    attention = record.maybe("attention", dict)
-    experts = record.record("experts")
-    domains = record.record("accuracy_per_domain")
-    failed = record.record("failed") if "failed" in record.values else Record({}, "")  # older runs have none
-    weights = record.record("attention") if attention is not None else None
-    for by_client in (experts, failed):
-        if not all(client.isdecimal() and len(client) < 19 for client in by_client.values):
-            raise UserError(f"{by_client.where} has a key that is not a client's number.")
-    spread = record.record("accuracy").numbers(Spread) if accuracy is not None else None
-    if spread and not all(0 <= value <= 100 for value in vars(spread).values()):
-        raise UserError(f"{record.where} has accuracy {vars(spread)}; valid is 0 to 100 percent.")
-    if record.get("round", int) < 0:
-        raise UserError(f"{record.where} is of round {record.get('round', int)}; valid is an integer of at least 0.")
-    return Round(
-        round=record.get("round", int),
-        cohort=record.items("cohort", int),
-        accuracy=spread,
-        accuracy_per_domain={name: domains.get(name, float) for name in domains.values},
-        train_loss=record.maybe("train_loss", float),
-        seconds=record.record("seconds").numbers(Seconds),
-        bytes=record.record("bytes").numbers(Bytes),
-        clients_seen=record.get("clients_seen", int),
-        prompt_drift=record.maybe("prompt_drift", float),
-        experts={int(client): experts.items(client, int) for client in experts.values},
-        attention=Attention(weights.get("local", float), weights.items("experts", float)) if weights else None,
-        failed={int(client): failed.get(client, str) for client in failed.values},
+def _settings(path: Path) -> Settings:
+    try:
+        value = yaml.load(read_regular(path, DOCUMENT_BYTES).decode("utf-8"), PlainLoader)
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged, it is not valid YAML: {' '.join(str(error).split())}.") from None
+    config = parse(_Config, value, str(path))
+    class_path = config.method.class_path
+    return Settings(
+        class_path.rpartition(".")[2], _own_label(class_path), _flat(config.method.init_args or {}), config.seed
     )
-
-
-def _client_result(record: Record, num_clients: int) -> ClientResult:
-    integers = ("round", "client", "correct", "total", "train_examples")
-    result = ClientResult(
-        domain=record.maybe("domain", str),
-        accuracy=record.maybe("accuracy", float),
-        **{key: record.get(key, int) for key in integers},
-    )
-    if not 0 <= result.client < num_clients:
-        raise UserError(
-            f"{record.where} names client {result.client}; partition.json has {num_clients} clients, from 0."
-        )
-    if not 0 <= result.correct <= result.total:
-        raise UserError(f"{record.where} has {result.correct} of {result.total} right; valid is 0 to {result.total}.")
-    expected = 100.0 * result.correct / result.total if result.total else None
-    if (expected is None) != (result.accuracy is None) or abs((result.accuracy or 0.0) - (expected or 0.0)) > 0.01:
-        raise UserError(
-            f"{record.where} has accuracy {result.accuracy}; {result.correct} of {result.total} right is {expected}."
-        )
-    return result
-
-
-def _label_counts(record: Record) -> LabelCounts:
-    names = record.items("class_names", str)
-    counts = {}
-    for key in ("counts_train", "counts_test"):
-        rows = record.items(key, list)
-        valid = [len(row) == len(names) and all(type(n) is int and 0 <= n < 2**53 for n in row) for row in rows]
-        if not (names and rows and all(valid)):
-            raise UserError(
-                f"{record.where} has wrong counts under {key!r}; valid is {len(names)} counts for each client."
-            )
-        counts[key] = np.array(rows, dtype=np.int64)  # [N, C]
-    domains = record.items("domains", str) if record.maybe("domains", list) is not None else None
-    sizes = [len(rows) for rows in (*counts.values(), domains) if rows is not None]
-    if len(set(sizes)) > 1:
-        raise UserError(f"{record.where} has {sizes} clients in its lists; valid is one and the same number.")
-    return LabelCounts(names, counts["counts_train"], counts["counts_test"], domains)
-
-
-def _summary(record: Record) -> Summary:
-    return Summary(
-        method=record.get("method", str),
-        label=record.get("label", str),
-        seed=record.get("seed", int),
-        rounds=record.get("rounds", int),
-        versions=record.get("versions", dict),
-        privacy=record.record("privacy").get("text", str) if record.values.get("privacy") is not None else None,
-    )
-
-
-def _settings(record: Record) -> Settings:
-    method = record.record("method")
-    class_path = method.get("class_path", str)
-    name = class_path.rpartition(".")[2]
-    arguments = method.get("init_args", dict) if method.values.get("init_args") is not None else {}
-    return Settings(name, _own_label(class_path), _flat(arguments), record.get("seed", int))
 
 
 def _own_label(class_path: str) -> str | None:

@@ -6,7 +6,6 @@ deviation over clients; the notes under a table say so. Another output format is
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,11 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from fedmoe.errors import printable
 from fedmoe.report.comparison import Comparison
-from fedmoe.report.run_records import Round, Run
+from fedmoe.report.outside import markdown
+from fedmoe.report.run import Run
+from fedmoe.runs.records import RoundRecord
 
 NONE = "–"
 _COSTS = ("rounds", "seconds", "down/round", "up/round")
@@ -53,7 +55,7 @@ def run_table(run: Run, max_rows: int = 6) -> Table:
     for record in (evaluated[i] for i in chosen):
         a = record.accuracy
         assert a is not None
-        values = [f"{v:.2f}" for v in (a.mean, a.std, a.min, a.worst_decile)]
+        values = [f"{v:.2f}" for v in (a[k] for k in ("mean", "std", "min", "worst_decile"))]
         loss = NONE if record.train_loss is None else f"{record.train_loss:.4f}"
         rows.append(tuple(Cell(text, record is run.last) for text in (str(record.round), *values, loss)))
     clients = "1 client" if run.num_scored == 1 else f"{run.num_scored} clients"
@@ -62,10 +64,12 @@ def run_table(run: Run, max_rows: int = 6) -> Table:
         domains = (f"{name} {mean:.2f}" for name, mean in run.last.accuracy_per_domain.items())
         notes.append(f"Mean over the clients of each domain, round {run.last.round}: {', '.join(domains)}.")
     s, b = run.seconds, run.bytes_per_round
-    phases = f"training {s.train:.1f}, evaluation {s.evaluate:.1f}, rest {s.other:.1f}"
-    notes.append(f"Seconds: {phases}; sum {s.total:.1f}.")
-    added = f"; each evaluation adds {format_bytes(b.evaluate_down)} down" if b.evaluate_down else ""
-    notes.append(f"Bytes per round, sum over the cohort: {format_bytes(b.down)} down, {format_bytes(b.up)} up{added}.")
+    phases = f"training {s['train']:.1f}, evaluation {s['evaluate']:.1f}, rest {s['other']:.1f}"
+    notes.append(f"Seconds: {phases}; sum {sum(s.values()):.1f}.")
+    added = f"; each evaluation adds {format_bytes(b['evaluate_down'])} down" if b["evaluate_down"] else ""
+    notes.append(
+        f"Bytes per round, sum over the cohort: {format_bytes(b['down'])} down, {format_bytes(b['up'])} up{added}."
+    )
     title = run.label + (f", seed {run.seed}" if run.seed is not None else "")
     columns = ("round", "mean", "std over\nclients", "min", "worst 10 %", "train loss")
     return Table(title, columns, tuple(rows), (*notes, *_states([(run.label, run, "")])))
@@ -82,7 +86,7 @@ def comparison_table(comparison: Comparison) -> Table:
     best = [
         max((value for value in column if value is not None), default=None) for column in zip(*finished, strict=True)
     ]
-    unit = max((max(run.bytes_per_round.down, run.bytes_per_round.up) for run in runs.values()), default=0)
+    unit = max((max(run.bytes_per_round["down"], run.bytes_per_round["up"]) for run in runs.values()), default=0)
     columns = ("method", "mean ± std\nover clients", "worst 10 %", *domains, *_COSTS)
     rows = []
     for entry in comparison.entries:
@@ -92,7 +96,7 @@ def comparison_table(comparison: Comparison) -> Table:
             continue
         b, last, scores = run.bytes_per_round, run.rounds[-1].round, _scores(run.last, domains)
         texts = [NONE if value is None else f"{value:.2f}" for value in scores]
-        texts[0] += f" ± {run.last.accuracy.std:.2f}"
+        texts[0] += f" ± {run.last.accuracy['std']:.2f}"
         contest = run.finished and len(finished) > 1
         bolds = [contest and score is not None and score == best[i] for i, score in enumerate(scores)]
         rows.append(
@@ -100,9 +104,9 @@ def comparison_table(comparison: Comparison) -> Table:
                 Cell(entry.label),
                 *map(Cell, texts, bolds),
                 Cell(f"{last}" if run.finished else f"{last}, unfinished"),
-                Cell(f"{run.seconds.total:.1f}"),
-                Cell(format_bytes(b.down, unit)),
-                Cell(format_bytes(b.up, unit)),
+                Cell(f"{sum(run.seconds.values()):.1f}"),
+                Cell(format_bytes(b["down"], unit)),
+                Cell(format_bytes(b["up"], unit)),
             )
         )
     notes = [f"mean ± std: accuracy in % over clients, each on its own test split; {_LAST_ROUND}; {_STD}."]
@@ -111,8 +115,8 @@ def comparison_table(comparison: Comparison) -> Table:
         notes.append(f"{', '.join(domains)}: mean over the clients of the domain.")
     extra: dict[str, list[str]] = {}
     for label, run in runs.items():
-        if run.bytes_per_round.evaluate_down:
-            extra.setdefault(format_bytes(run.bytes_per_round.evaluate_down), []).append(label)
+        if evaluate_down := run.bytes_per_round["evaluate_down"]:
+            extra.setdefault(format_bytes(evaluate_down), []).append(label)
     added = "".join(f"; each evaluation adds {size} down for {', '.join(labels)}" for size, labels in extra.items())
     notes.append(f"down/round, up/round: bytes of training, sum over a round's cohort, mean over rounds{added}.")
     seeds = {run.seed for run in runs.values() if run.seed is not None}
@@ -133,7 +137,7 @@ def show(table: Table, console: Console) -> None:
     On a terminal that is too narrow the columns follow in several parts, each with the names in front; elsewhere the
     lines are as long as they have to be. The notes are a line each, for the terminal to wrap.
     """
-    console.print(Text(table.title, style="bold"), soft_wrap=True)
+    console.print(Text(printable(table.title), style="bold"), soft_wrap=True)
     columns = list(range(1, len(table.columns)))
     while columns:
         number = len(columns)
@@ -143,29 +147,31 @@ def show(table: Table, console: Console) -> None:
         console.print(_rich(table, columns[:number], console), soft_wrap=True)
         columns = columns[number:]
     for note in table.notes:
-        console.print(Text(f"  {note}", style="dim"), soft_wrap=True)
+        console.print(Text(f"  {printable(note)}", style="dim"), soft_wrap=True)
 
 
 def _rich(table: Table, columns: Sequence[int], console: Console) -> RichTable:
     """The first column and the given ones, in their full width whatever the console's."""
     rich = RichTable(box=box.SIMPLE_HEAD)
     for i in (0, *columns):
-        rich.add_column(Text(table.columns[i]), justify="right" if i else "left", vertical="bottom", no_wrap=True)
+        rich.add_column(
+            Text(printable(table.columns[i])), justify="right" if i else "left", vertical="bottom", no_wrap=True
+        )
     for row in table.rows:
-        rich.add_row(*(Text(row[i].text, style="bold" if row[i].bold else "") for i in (0, *columns)))
+        rich.add_row(*(Text(printable(row[i].text), style="bold" if row[i].bold else "") for i in (0, *columns)))
     rich.width = Measurement.get(console, console.options.update(max_width=_WIDEST), rich).maximum
     return rich
 
 
 def to_markdown(table: Table) -> str:
     """A heading, a GitHub table and the notes as a list."""
-    lines = [f"## {_escape(table.title)}", ""]
-    lines.append("| " + " | ".join(_escape(column.replace("\n", " ")) for column in table.columns) + " |")
+    lines = [f"## {markdown(table.title)}", ""]
+    lines.append("| " + " | ".join(markdown(column) for column in table.columns) + " |")
     lines.append("|" + "|".join(":---" if i == 0 else "---:" for i in range(len(table.columns))) + "|")
     for row in table.rows:
-        cells = (f"**{_escape(cell.text)}**" if cell.bold else _escape(cell.text) for cell in row)
+        cells = (f"**{markdown(cell.text)}**" if cell.bold else markdown(cell.text) for cell in row)
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *(f"- {_escape(note)}" for note in table.notes)]) + "\n"
+    return "\n".join([*lines, "", *(f"- {markdown(note)}" for note in table.notes)]) + "\n"
 
 
 def comparison_results(comparison: Comparison) -> list[dict[str, Any]]:
@@ -182,19 +188,19 @@ def comparison_results(comparison: Comparison) -> list[dict[str, Any]]:
                 "finished": run.finished,
                 "rounds": run.rounds[-1].round,
                 "clients": run.num_clients,
-                "accuracy": vars(accuracy) if accuracy else None,
+                "accuracy": accuracy,
                 "accuracy_per_domain": dict(run.last.accuracy_per_domain) if run.last else {},
-                "seconds": vars(run.seconds),
-                "bytes_per_round": vars(run.bytes_per_round),
+                "seconds": run.seconds,
+                "bytes_per_round": run.bytes_per_round,
             }
         results.append(result)
     return results
 
 
-def _scores(last: Round, domains: Sequence[str]) -> list[float | None]:
+def _scores(last: RoundRecord, domains: Sequence[str]) -> list[float | None]:
     """Mean, worst decile and each domain's mean, to the two decimals printed: what looks equal is equal."""
     assert last.accuracy is not None
-    scores = (last.accuracy.mean, last.accuracy.worst_decile, *map(last.accuracy_per_domain.get, domains))
+    scores = (last.accuracy["mean"], last.accuracy["worst_decile"], *map(last.accuracy_per_domain.get, domains))
     return [None if score is None else round(score, 2) for score in scores]
 
 
@@ -224,7 +230,7 @@ def _states(entries: Sequence[tuple[str, Run | None, str]]) -> list[str]:
         if run.failed:
             notes.append(f"{label}: clients that failed and were dropped from rounds: {_failures(run)}.")
         if run.summary and run.summary.privacy:
-            notes.append(f"{label}: {run.summary.privacy}.")
+            notes.append(f"{label}: {run.summary.privacy['text']}.")
         notes += [f"{label}: {note}." for note in run.notes]
     empty = {client for _, run, _ in entries if run for client in np.flatnonzero(run.labels.test.sum(axis=1) == 0)}
     if empty:
@@ -241,8 +247,3 @@ def _failures(run: Run, most: int = 5) -> str:
 
     told = [f"{client} ({several(rounds)}: {reason})" for client, (rounds, reason) in run.failed.items()]
     return "; ".join(told[:most]) + (f"; and {len(told) - most} more" if len(told) > most else "")
-
-
-def _escape(text: str) -> str:
-    """Text that Markdown shows as it is, in one line of a table too."""
-    return re.sub(r"([\\|*_`<])", r"\\\1", " ".join(text.split("\n")))

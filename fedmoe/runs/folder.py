@@ -11,6 +11,7 @@ from pathlib import Path
 from fedmoe import __version__
 from fedmoe.errors import UserError
 from fedmoe.io import locked, write_json_atomic
+from fedmoe.readers.regular import MIB, read_regular
 
 FORMAT = 2
 """Raised when an older fedmoe could misread a folder. Folders without a run.json are older than the number and of
@@ -30,9 +31,9 @@ def require_format(folder: Path) -> None:
     """
     path = folder / "run.json"
     try:
-        said = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return
+        if not path.exists():
+            return
+        said = json.loads(read_regular(path, MIB))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read ({' '.join(str(error).split())}); valid is what fit has written."

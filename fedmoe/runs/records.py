@@ -2,8 +2,8 @@
 
 Records are validated strictly, both where they are made and where they are read: no string is taken for a number, no
 number for another. Keys that a record does not know are ignored, so that a folder can be read by an older fedmoe.
-Writing: ``to_json`` and ``fedmoe.io`` (which refuses NaN). Reading: ``read_rounds``, ``read_clients``, ``read_document``;
-what cannot be used is a UserError of one sentence that names file, line and key.
+Writing: ``to_json`` and ``fedmoe.io``, which refuses NaN. Reading: ``read_rounds``, ``read_clients`` and
+``read_document``; what cannot be used is a UserError of one sentence that names file, line and key.
 """
 
 from __future__ import annotations
@@ -240,9 +240,9 @@ def read_log(path: Path, kind: type[R], notes: list[str] | None = None) -> list[
     """The records of a JSON Lines file of at most ``LOG_BYTES``, in the order of its lines; errors as above."""
     records = []
     with open_regular(path, LOG_BYTES) as file:
-        left = LOG_BYTES  # the file may be growing
-        for number, line in enumerate(iter(lambda: file.readline(left), b""), start=1):
-            left -= len(line)
+        number, left = 0, LOG_BYTES  # the file may be growing
+        while line := file.readline(left):
+            number, left = number + 1, left - len(line)
             if not line.endswith(b"\n"):
                 if notes is not None:
                     notes.append(f"the last line of {path.name} is cut and left out")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmoe.federation.callbacks import Callback
-from fedmoe.io import read_jsonl
+from fedmoe.runs.records import read_rounds
 
 
 class Tracker(Callback):
@@ -17,6 +17,5 @@ class Tracker(Callback):
 
 
 def past_rounds(folder: Path) -> list[dict[str, Any]]:
-    """The lines of rounds.jsonl, none where it does not exist."""
-    path = folder / "rounds.jsonl"
-    return read_jsonl(path) if path.exists() else []
+    """The rounds in rounds.jsonl as JSON, none where it does not exist."""
+    return [record.to_json() for record in read_rounds(folder)] if (folder / "rounds.jsonl").exists() else []

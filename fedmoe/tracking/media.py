@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -18,7 +17,7 @@ from PIL import Image
 
 from fedmoe.federation.callbacks import FederationView
 from fedmoe.federation.evaluation import Evaluation
-from fedmoe.report.plot_style import COUNTS, STYLE, frame, styled
+from fedmoe.report.plot_style import COUNTS, frame, style, styled
 from fedmoe.report.plots import expert_attention, label_distribution
 from fedmoe.report.run import LabelCounts, Run, read_run
 from fedmoe.runs.records import RoundRecord
@@ -112,7 +111,7 @@ def expert_assignment(experts: Mapping[int, Sequence[int]], num_clients: int, nu
 def render(figure: Figure) -> Image.Image:
     """The figure as an image, 960 pixels wide."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):  # ticks are made only now
+    with style():  # ticks are made only now
         figure.savefig(buffer, format="png", dpi=120, facecolor="white")
     buffer.seek(0)
     return Image.open(buffer).convert("RGB")

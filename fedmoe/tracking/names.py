@@ -35,6 +35,9 @@ METRICS: Mapping[str, str] = {
 DOMAIN = "accuracy_domain/{domain}"
 """Name of the mean accuracy over the clients of a domain, percent; behind ``METRICS``, for data with domains."""
 
+METHOD = "method/{metric}"
+"""Name of a metric of the method's own."""
+
 MEDIA: Mapping[str, str] = {
     "clients/table": "a row for each client: domain, accuracy, right and all test examples, training examples, experts",
     "clients/labels": "training examples of each class on each client; once",
@@ -72,6 +75,7 @@ def round_row(record: Mapping[str, Any], num_clients: int) -> Row:
     for name in METRICS:
         group, _, key = name.partition("/")
         row[name] = own[name] if name in own else groups[group].get(key)
+    row |= {METHOD.format(metric=name): value for name, value in record.get("metrics", {}).items()}
     return row | {DOMAIN.format(domain=name): value for name, value in record["accuracy_per_domain"].items()}
 
 

@@ -64,7 +64,9 @@ class CsvLog(Tracker):
 
     def _write(self) -> None:
         text = io.StringIO()
-        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
+        # A method's own metrics are known once a round has them; they come last.
+        columns = dict.fromkeys([*self._columns, *(name for row in self._rows for name in row)])
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows)
         write_text_atomic(self.folder / "rounds.csv", text.getvalue())

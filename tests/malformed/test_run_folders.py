@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,6 +160,9 @@ def versions() -> list[Damage]:
         ),
         Damage("run.json hostile", writes(path, long), (str(path), "says format 3"), ALL),
         folder,
+        Damage(
+            "run.json a FIFO", lambda: (path.unlink(), os.mkfifo(path)), (str(path), "valid is a regular file"), REPORTS
+        ),
     ]
 
 
@@ -321,6 +325,18 @@ def logs() -> list[Damage]:
         for name, change in texts.items():
             damages.append(Damage(f"{path.name} {name}", change, (str(path),), REPORTS))
             damages.append(Damage(f"{path.name} {name} at its end", change, (str(path),), ("fit", "resume")))
+        irregular: dict[str, Change] = {
+            "a FIFO": lambda path=path: (path.unlink(), os.mkfifo(path)),
+            "a link to a device": lambda path=path: (path.unlink(), path.symlink_to("/dev/zero")),
+            "a link to a FIFO": lambda path=path: (
+                path.unlink(),
+                os.mkfifo("fifo"),
+                path.symlink_to(Path("fifo").resolve()),
+            ),
+        }
+        words = (str(path), "valid is a regular file")
+        for name, change in irregular.items():
+            damages += [Damage(f"{path.name} {name}: {command}", change, words, (command,)) for command in REPORTS]
         damages.append(Damage(f"{path.name} missing", path.unlink, (str(path),), REPORTS))
     values = {
         "an accuracy of words": line_of(rounds, 1, lambda r: r["accuracy"].update(mean="x")),
@@ -364,6 +380,8 @@ def documents() -> list[Damage]:
             "no UTF-8": b"\xff\xfe",
             "deep": BRACKETS,
         }
+        fifo = Damage(f"{name} a FIFO", lambda path=path: (path.unlink(), os.mkfifo(path)), (str(path),), REPORTS)
+        damages.append(fifo)
         damages += [Damage(f"{name} {n}", writes(path, t), (str(path),), REPORTS) for n, t in texts.items()]
     path = RUN / "partition.json"
     values = {
