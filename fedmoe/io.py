@@ -7,6 +7,7 @@ file are appended in one write; a line that a crash cut short is dropped by the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -20,9 +21,49 @@ from fedmoe.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+MOST_BYTES = 1 << 28
+"""The largest text file that is read into memory at once, 268 MB: records of runs, lists of data sets, settings."""
+
 
 class DamagedFile(UserError, ValueError):
     """A file that does not hold what was written to it."""
+
+
+NOT_REGULAR = errno.EINVAL
+"""The errno of ``open_regular`` for what is no regular file."""
+
+
+def open_regular(path: str | os.PathLike[str], most: int | None = None) -> IO[bytes]:
+    """Open for reading what must be a regular file, or a link to one, of at most ``most`` bytes.
+
+    A named pipe, a device or a socket in its place would block the reader, or never end.
+
+    Raises:
+        OSError: it cannot be opened, is of another kind, or is larger.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(NOT_REGULAR, "it is not a regular file", str(path))
+        if most is not None and status.st_size > most:
+            raise OSError(errno.EFBIG, f"its {status.st_size:,} bytes exceed the limit of {most:,}", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: str | os.PathLike[str], most: int = MOST_BYTES) -> bytes:
+    """The contents of a regular file of at most ``most`` bytes.
+
+    Raises:
+        OSError: as ``open_regular``.
+    """
+    with open_regular(path, most) as file:
+        return file.read(most)
 
 
 @contextlib.contextmanager
@@ -106,24 +147,32 @@ def append_jsonl(path: str | os.PathLike[str], *records: Mapping[str, Any]) -> N
 
 
 @contextlib.contextmanager
-def locked(folder: str | os.PathLike[str]) -> Iterator[IO[bytes] | None]:
+def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Hold the folder's lock, the file ``.lock`` in it, while the block lasts; the folder is made if missing.
 
-    The operating system frees the lock when the process ends, however it ends. None on systems without such locks.
+    The operating system frees the lock when the process ends, however it ends; processes forked from it do not hold it.
+    Whoever holds it may delete the folder: a lock on a deleted file counts for nothing. Where the file system has no
+    locks, nothing is held.
 
     Raises:
         BlockingIOError: another process holds it.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield None
-        return
+    from filelock import FileLock, Timeout
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield file
+    lock = FileLock(folder / ".lock", fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except (Timeout, FileNotFoundError) as error:  # held; or its holder has just deleted the folder
+        raise BlockingIOError(errno.EAGAIN, "another process holds the lock", str(folder)) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
