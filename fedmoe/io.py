@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
@@ -109,7 +110,12 @@ def write_tensors_atomic(
     metadata: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> None:
-    """Write a safetensors file of ``tensors``, which may lie on any device and share memory; ``folder`` as above."""
+    """Write a safetensors file of ``tensors``, which may lie on any device and share memory; ``folder`` as above.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     own: dict[str, Tensor] = {}
@@ -123,7 +129,12 @@ def write_tensors_atomic(
     with replacing(path, folder) as temporary:
         temporary.touch()
         mode = stat.S_IMODE(temporary.stat().st_mode)
-        save_file(own, temporary, dict(metadata or {}))  # a new file, readable by its owner only
+        try:
+            save_file(own, temporary, dict(metadata or {}))  # a new file, readable by its owner only
+        except SafetensorError as error:  # its own kind for a full disk, too
+            found = re.search(r"os error (\d+)|code: (\d+)", str(error))
+            number = int(found[1] or found[2]) if found else errno.EIO
+            raise OSError(number, os.strerror(number), str(path)) from error
         temporary.chmod(mode)
 
 
@@ -179,10 +190,11 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a JSONL file; a last line without line end was cut short by a crash and is left out.
 
     Raises:
-        DamagedFile: the file cannot be read, or a whole line is no JSON object; the message names file and line.
+        DamagedFile: the file cannot be read, is no regular file or too large, or a whole line is not a JSON object; the
+            message names file and line.
     """
     try:
-        whole, _, _ = Path(path).read_bytes().rpartition(b"\n")
+        whole, _, _ = read_regular(path).rpartition(b"\n")
     except OSError as error:
         raise DamagedFile(f"{path} cannot be read: {error.strerror}; valid is what fit has written.") from error
     records = []

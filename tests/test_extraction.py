@@ -161,7 +161,7 @@ features = torch.arange(60_000, dtype=torch.float32).reshape(2000, 30)
 print("ready", flush=True)
 for _ in range(30):
     cache.store(Block(torch.arange(2000), features))
-    assert torch.equal(cache.load(2000).values, features)
+    assert torch.equal(cache.load(2000, (30,)).values, features)
 """
     cache, rounds = FeatureCache(str(tmp_path), {"images": ["x"]}), 0
     features = torch.arange(60_000, dtype=torch.float32).reshape(2000, 30)
@@ -170,7 +170,7 @@ for _ in range(30):
         assert process.stdout.readline() == "ready\n"
         while process.poll() is None or not rounds:
             cache.store(Block(torch.arange(2000), features))
-            assert torch.equal(cache.load(2000).values, features)
+            assert torch.equal(cache.load(2000, (30,)).values, features)
             rounds += 1
         errors = process.stderr.read()
     assert process.returncode == 0, errors

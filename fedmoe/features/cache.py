@@ -46,10 +46,10 @@ class Block:
     values: Tensor  # [k, ...] float32
     damaged: Mapping[int, str] = field(default_factory=dict)
 
-    def covers(self, count: int) -> bool:
-        """Whether every image of a split of ``count`` is either here or damaged."""
-        found = torch.cat([self.index, torch.tensor(list(self.damaged), dtype=torch.int64)])
-        return torch.equal(found.sort().values, torch.arange(count))
+    @property
+    def images(self) -> Tensor:
+        """The images that are here or damaged, ascending."""
+        return torch.cat([self.index, torch.tensor(list(self.damaged), dtype=torch.int64)]).sort().values
 
 
 class FeatureCache:
@@ -72,12 +72,12 @@ class FeatureCache:
         self.path = self.folder / f"{PREFIX}{key}{WHOLE}"
         self.parts = self.path.with_suffix(PARTS)
 
-    def load(self, count: int, *, warn: bool = True) -> Block | None:
-        """What is stored of a split of ``count`` images; None where there is nothing, or where the file is damaged,
-        which is logged."""
+    def load(self, count: int, shape: tuple[int, ...], *, warn: bool = True) -> Block | None:
+        """What is stored of a split of ``count`` images with features of a ``shape``; None where there is nothing, or
+        where the file is damaged, which is logged."""
         try:
-            block = read_block(self.path, self._texts["description"])
-            if block is None or block.covers(count):
+            block = self._read(self.path, shape)
+            if block is None or torch.equal(block.images, torch.arange(count)):
                 return block
             problem = f"it does not hold {count} images"
         except ValueError as error:
@@ -130,17 +130,17 @@ class FeatureCache:
                 if not images_in(self.parts):
                     shutil.rmtree(self.parts, ignore_errors=True)
 
-    def read_parts(self) -> Iterator[Block]:
-        """The parts written so far; damaged ones are deleted."""
+    def read_parts(self, count: int, shape: tuple[int, ...]) -> Iterator[Block]:
+        """The parts written so far of such a split; damaged ones are deleted."""
         for path in part_files(self.parts):
             try:
-                block = read_block(path, self._texts["description"])
+                if not path.stem.endswith("-0") and (block := self._read(path, shape)) is not None:
+                    if not set(block.images.tolist()) <= set(range(count)):
+                        raise ValueError(f"it holds other images than the {count} of the split")
+                    yield block
             except ValueError as error:
                 log.warning("%s cannot be used (%s); its images are encoded again.", path, error)
                 path.unlink(missing_ok=True)
-                continue
-            if block is not None and len(block.index) + len(block.damaged):
-                yield block
 
     def store_part(self, block: Block) -> None:
         """Write a part, so that an interrupted extraction continues after it."""
@@ -154,6 +154,12 @@ class FeatureCache:
         for path in part_files(self.parts):
             path.unlink(missing_ok=True)
 
+    def _read(self, path: Path, shape: tuple[int, ...]) -> Block | None:
+        block = read_block(path, self._texts["description"])
+        if block is not None and block.values.shape[1:] != shape:
+            raise ValueError(f"it holds features of shape {list(block.values.shape[1:])}, not {list(shape)}")
+        return block
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
@@ -163,7 +169,8 @@ class FeatureCache:
         except OSError as error:
             raise UserError(
                 f"features.cache_dir is {str(self.folder)!r}, where nothing can be written "
-                f"({error.strerror or error}); valid is a folder that can be made and written to."
+                f"({error.strerror or error}); valid is a folder that can be made and written to; what is finished is "
+                "kept, and the same command continues from there."
             ) from error
 
 
@@ -208,7 +215,10 @@ def read_block(path: Path, description: str | None = None) -> Block | None:
         )
     if metadata.get("checksum") != _checksum(index, values, metadata.get("damaged", "")):
         raise ValueError("its checksum does not match")
-    return Block(index, values, {int(i): why for i, why in json.loads(metadata["damaged"]).items()})
+    try:
+        return Block(index, values, {int(i): str(why) for i, why in json.loads(metadata["damaged"]).items()})
+    except (ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError("its list of damaged images cannot be read") from error
 
 
 def _read(path: Path, read: Callable[[Any], Any]) -> Any:

@@ -101,12 +101,12 @@ def extract_features(
     cache = FeatureCache(cfg.cache_dir, describe(encoder, inputs, key_parts, count), about)
     shape = (inputs.config.count, *encoder.shape) if isinstance(inputs, ViewInputs) else encoder.shape
     state = Extraction(ImageReader(split, inputs, name or " / ".join(key_parts)), encoder, shape, cfg, report)
-    block = cache.load(count)
+    block = cache.load(count, shape)
     if block is None:
         with cache.work(lambda done: report(min(done, count), count)):
-            block = cache.load(count, warn=False)  # another run may have made it in the meantime
+            block = cache.load(count, shape, warn=False)  # another run may have made it in the meantime
             if block is None:
-                for part in cache.read_parts():
+                for part in cache.read_parts(count, shape):
                     state.add(part)
                 state.run(cache.store_part)
                 cache.finish(state.block())

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 from fedmoe.data.base import DataSet, RawData
 from fedmoe.data.sets.image_files import file_split, files_key, find_folder, images_in, is_encodable, subfolders
 from fedmoe.errors import UserError
-from fedmoe.io import write_json_atomic
+from fedmoe.io import read_regular, write_json_atomic
 from fedmoe.seeds import numpy_generator
 
 PARTS = ("train", "val", "test")
@@ -192,7 +192,7 @@ def _row(row: Any, at: str) -> Row:
 
 def _load(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_regular(path).decode("utf-8"))
     except OSError as error:
         raise UserError(f"The split file {path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:

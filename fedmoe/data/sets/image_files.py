@@ -17,6 +17,7 @@ import numpy as np
 from fedmoe.data.base import Split
 from fedmoe.data.subset import group_indices
 from fedmoe.errors import UserError
+from fedmoe.io import open_regular
 from fedmoe.seeds import numpy_generator
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class ImageFiles:
     def __call__(self, i: int) -> Image.Image:
         from PIL import Image
 
-        with Image.open(self.paths[i], formats=IMAGE_FORMATS) as image:
+        with open_regular(self.paths[i]) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
             return image.convert("RGB")
 
 
