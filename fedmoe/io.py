@@ -7,22 +7,78 @@ file are appended in one write; a line that a crash cut short is dropped by the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fedmoe.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+MOST_BYTES = 1 << 28
+"""The largest text file that is read into memory at once, 268 MB: records of runs, lists of data sets, settings."""
+
 
 class DamagedFile(UserError, ValueError):
     """A file that does not hold what was written to it."""
+
+
+NOT_REGULAR = errno.EINVAL
+"""The errno of ``open_regular`` for what is no regular file."""
+
+
+def open_regular(path: str | os.PathLike[str], most: int | None = None) -> BinaryIO:
+    """Open for reading what must be a regular file, or a link to one, of at most ``most`` bytes.
+
+    A named pipe, a device or a socket in its place would block the reader, or never end.
+
+    Raises:
+        OSError: it cannot be opened, is of another kind, or is larger.
+    """
+    try:
+        _require_regular(path, os.stat(path), most)  # before it is opened: for a device, that alone may have an effect
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError as error:  # a null character in the name
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
+    try:
+        _require_regular(path, os.fstat(descriptor), most)  # it may have become another one in the meantime
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: str | os.PathLike[str], most: int = MOST_BYTES) -> bytes:
+    """The contents of a regular file of at most ``most`` bytes.
+
+    Raises:
+        OSError: as ``open_regular``.
+    """
+    with open_regular(path, most) as file:
+        data = file.read(most + 1)
+    if len(data) > most:  # it has grown
+        raise _too_large(path, len(data), most)
+    return data
+
+
+def _require_regular(path: str | os.PathLike[str], status: os.stat_result, most: int | None) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(NOT_REGULAR, "it is not a regular file", str(path))
+    if most is not None and status.st_size > most:
+        raise _too_large(path, status.st_size, most)
+
+
+def _too_large(path: str | os.PathLike[str], size: int, most: int) -> OSError:
+    return OSError(errno.EFBIG, f"its {size:,} bytes exceed the limit of {most:,}", str(path))
 
 
 @contextlib.contextmanager
@@ -68,7 +124,12 @@ def write_tensors_atomic(
     metadata: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> None:
-    """Write a safetensors file of ``tensors``, which may lie on any device and share memory; ``folder`` as above."""
+    """Write a safetensors file of ``tensors``, which may lie on any device and share memory; ``folder`` as above.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     own: dict[str, Tensor] = {}
@@ -82,7 +143,12 @@ def write_tensors_atomic(
     with replacing(path, folder) as temporary:
         temporary.touch()
         mode = stat.S_IMODE(temporary.stat().st_mode)
-        save_file(own, temporary, dict(metadata or {}))  # a new file, readable by its owner only
+        try:
+            save_file(own, temporary, dict(metadata or {}))  # a new file, readable by its owner only
+        except SafetensorError as error:  # its own kind for a full disk, too
+            found = re.search(r"os error (\d+)|code: (\d+)", str(error))
+            number = int(found[1] or found[2]) if found else errno.EIO
+            raise OSError(number, os.strerror(number), str(path)) from error
         temporary.chmod(mode)
 
 
@@ -106,34 +172,43 @@ def append_jsonl(path: str | os.PathLike[str], *records: Mapping[str, Any]) -> N
 
 
 @contextlib.contextmanager
-def locked(folder: str | os.PathLike[str]) -> Iterator[IO[bytes] | None]:
+def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Hold the folder's lock, the file ``.lock`` in it, while the block lasts; the folder is made if missing.
 
-    The operating system frees the lock when the process ends, however it ends. None on systems without such locks.
+    The operating system frees the lock when the process ends, however it ends; processes forked from it do not hold it.
+    Whoever holds it may delete the folder: a lock on a deleted file counts for nothing. Where the file system has no
+    locks, nothing is held.
 
     Raises:
         BlockingIOError: another process holds it.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield None
-        return
+    from filelock import FileLock, Timeout
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield file
+    lock = FileLock(folder / ".lock", fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except (Timeout, FileNotFoundError) as error:  # held; or its holder has just deleted the folder
+        raise BlockingIOError(errno.EAGAIN, "another process holds the lock", str(folder)) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a JSONL file; a last line without line end was cut short by a crash and is left out.
 
     Raises:
-        DamagedFile: the file cannot be read, or a whole line is no JSON object; the message names file and line.
+        DamagedFile: the file cannot be read, is no regular file or too large, or a whole line is not a JSON object; the
+            message names file and line.
     """
     try:
-        whole, _, _ = Path(path).read_bytes().rpartition(b"\n")
+        whole, _, _ = read_regular(path).rpartition(b"\n")
     except OSError as error:
         raise DamagedFile(f"{path} cannot be read: {error.strerror}; valid is what fit has written.") from error
     records = []

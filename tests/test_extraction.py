@@ -156,21 +156,21 @@ def test_two_processes_share_a_folder(tmp_path, caplog):
 import logging, sys, torch
 from fedmoe.features.cache import Block, FeatureCache
 logging.basicConfig(level=logging.WARNING)
-cache, description = FeatureCache(sys.argv[1]), {"images": ["x"]}
+cache = FeatureCache(sys.argv[1], {"images": ["x"]})
 features = torch.arange(60_000, dtype=torch.float32).reshape(2000, 30)
 print("ready", flush=True)
 for _ in range(30):
-    cache.store(description, {}, Block(torch.arange(2000), features))
-    assert torch.equal(cache.load(description, 2000).values, features)
+    cache.store(Block(torch.arange(2000), features))
+    assert torch.equal(cache.load(2000, (30,)).values, features)
 """
-    cache, description, rounds = FeatureCache(str(tmp_path)), {"images": ["x"]}, 0
+    cache, rounds = FeatureCache(str(tmp_path), {"images": ["x"]}), 0
     features = torch.arange(60_000, dtype=torch.float32).reshape(2000, 30)
     command = [sys.executable, "-c", script, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         while process.poll() is None or not rounds:
-            cache.store(description, {}, Block(torch.arange(2000), features))
-            assert torch.equal(cache.load(description, 2000).values, features)
+            cache.store(Block(torch.arange(2000), features))
+            assert torch.equal(cache.load(2000, (30,)).values, features)
             rounds += 1
         errors = process.stderr.read()
     assert process.returncode == 0, errors

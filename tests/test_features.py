@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import stat
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from feature_helpers import (
@@ -18,13 +21,15 @@ from feature_helpers import (
     only_file,
     unreadable,
 )
+from PIL import Image
 
 from fedmoe.config import ClipConfig, FeatureConfig, FederationConfig, ViewsConfig
-from fedmoe.data import Digits, Dirichlet, partition_dataset
+from fedmoe.data import Digits, Dirichlet, Split, partition_dataset
 from fedmoe.errors import UserError
 from fedmoe.features.cache import FeatureCache
 from fedmoe.features.client_data import prepare
-from fedmoe.features.encoders import clip_encoder, describe
+from fedmoe.features.encoders import clip_encoder, describe, extract_features
+from fedmoe.features.extraction import Encoder
 from fedmoe.features.views import PlainInputs, ReadOnlyInputs, ViewInputs
 from fedmoe.models.clip import FrozenCLIP
 
@@ -170,8 +175,7 @@ def test_the_key_covers_what_decides_the_features(clips):
         viewed(replace(views, scale=(0.09, 1.0))),
         viewed(replace(views, scale=(0.08, 0.99))),
     ]
-    cache = FeatureCache("anywhere")
-    assert len({cache.path(description) for description in descriptions}) == len(descriptions)
+    assert len({FeatureCache("anywhere", description).path for description in descriptions}) == len(descriptions)
 
 
 def test_the_key_does_not_change_from_run_to_run(clip):
@@ -263,3 +267,38 @@ def test_prepare_answers_a_mistake_before_any_image_is_encoded(clip, config):
 def test_settings_are_checked(make, key):
     with pytest.raises(UserError, match=key.replace(".", r"\.")):
         make()
+
+
+class Thumbnail:
+    """A transform that no package's version changes."""
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        pixels = np.asarray(image.resize((2, 2), Image.Resampling.NEAREST), dtype=np.float32)
+        return torch.from_numpy(pixels).permute(2, 0, 1) / 256
+
+    def __repr__(self) -> str:
+        return "Small()"
+
+
+def test_a_cache_written_by_commit_a850f4b_is_found_and_continued(tmp_path, caplog):
+    """tests/golden/feature_cache: "train" is whole but for image 3, "test" was interrupted at image 5 of 6."""
+    folder = tmp_path / "cache"
+    shutil.copytree(Path(__file__).parent / "golden" / "feature_cache", folder)
+    encoder = Encoder("global", "golden", lambda x: x.flatten(1)[:, :5] * 2, (5,), torch.device("cpu"))
+    seen = []
+
+    def image(i: int) -> Image.Image:
+        seen.append(i)
+        if i == 3:
+            raise OSError("cut short")
+        return Image.new("RGB", (8, 6), (10 * i, 200 - i, 7))
+
+    split, config = Split(np.zeros(6, int), image), FeatureConfig(str(folder), 2, chunk=2, damaged="skip")
+    # by hand: the first 4 of 12 numbers are red, the fifth is green; 2 x / 256
+    expected = torch.tensor([[10 * i / 128] * 4 + [(200 - i) / 128] if i != 3 else [0] * 5 for i in range(6)])
+    for part, read in (("train", [3]), ("test", [3, 4, 5])):
+        found = extract_features(encoder, split, PlainInputs(Thumbnail()), config, ("golden", part))
+        assert seen == read and found.encoded == len(read) - 1
+        assert torch.equal(found.values, expected) and list(found.damaged) == [3]
+        seen.clear()
+    assert len(files(config)) == 2 and "cannot be used" not in caplog.text

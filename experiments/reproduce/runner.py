@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from filelock import lock_descriptor
 from rich.console import Console
 
 from experiments.reproduce.manifest import ROOT
 from experiments.reproduce.plan import Run
 from experiments.reproduce.progress import Display, Estimate, last_round, tail
 from fedmoe.errors import UserError
-from fedmoe.io import locked
 
 _POLL = 0.2  # seconds between two looks at the running processes
 _GRACE = 60.0  # seconds that a run has after Ctrl-C to write what it has
@@ -99,7 +99,7 @@ def _next(waiting: Sequence[Run], going: Sequence[_Process], warm: set[str]) -> 
     return next((run for run in waiting if run.data not in making), None)
 
 
-def _start(run: Run, slot: int, jobs: int, lock: IO[bytes] | None) -> subprocess.Popen[bytes]:
+def _start(run: Run, slot: int, jobs: int, lock: IO[bytes]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "fedmoe.cli", "fit", *run.arguments]
     command += [f"--output.dir={run.folder.parent}", f"--output.name={run.folder.name}"]
     run.log.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def _start(run: Run, slot: int, jobs: int, lock: IO[bytes] | None) -> subprocess
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches it through us alone
-            pass_fds=() if lock is None else (lock.fileno(),),  # what outlives us keeps the folder locked
+            pass_fds=() if os.name == "nt" else (lock.fileno(),),  # what outlives us keeps the folder locked
         )
 
 
@@ -174,12 +174,12 @@ def _why(run: Run, code: int) -> str:
 
 
 @contextlib.contextmanager
-def _lock(out: Path) -> Iterator[IO[bytes] | None]:
-    """The folder's lock, which the runs inherit; nothing on systems without it."""
-    try:
-        with locked(out) as file:
-            yield file
-    except BlockingIOError as error:
-        raise UserError(
-            f"Runs of another command are going in {out}; wait for them, or choose another folder with --out."
-        ) from error
+def _lock(out: Path) -> Iterator[IO[bytes]]:
+    """The folder's lock as an open file, which the runs inherit: the same lock as that of ``fedmoe.io.locked``."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "ab") as file:
+        if not lock_descriptor(file.fileno(), blocking=False):
+            raise UserError(
+                f"Runs of another command are going in {out}; wait for them, or choose another folder with --out."
+            )
+        yield file

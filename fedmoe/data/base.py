@@ -212,12 +212,15 @@ def check_dataset(dataset: DataSet) -> None:
     """Check that labels and domains point at names that exist, and that there is something to train on.
 
     Raises:
-        UserError: there is no training example, a class name is doubled, or a label or domain has no name.
+        UserError: there is no training example, a class name is doubled or not text, or a label or domain has no name.
     """
     where, num_classes = f"The data set {dataset.name!r}", len(dataset.class_names)
     doubled = sorted({name for name in dataset.class_names if dataset.class_names.count(name) > 1})
     if doubled:
         raise UserError(f"{where} has several classes of the name {doubled[0]!r}; class names must differ.")
+    for name in (*dataset.class_names, *dataset.domain_names):
+        if not is_encodable(name):
+            raise UserError(f"{where} has a class or domain of the name {name!r}, which is not text; rename it.")
     if not len(dataset.train):
         raise UserError(f"{where} has no training example; at least 1 is needed.")
     for part, split in (("train", dataset.train), ("test", dataset.test)):
@@ -225,6 +228,15 @@ def check_dataset(dataset: DataSet) -> None:
         if split.domains is not None:
             what = f"{where}, split {part!r}, has the domain index"
             check_range(split.domains, len(dataset.domain_names), what, "domain name")
+
+
+def is_encodable(text: str) -> bool:
+    """Whether a text can be printed and name a file: it has no lone surrogates, as names that are not UTF-8 have."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_range(values: np.ndarray, count: int, what: str, noun: str) -> None:

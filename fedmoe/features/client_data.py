@@ -19,7 +19,7 @@ from fedmoe.data.partition import ClientIndices, Partition, partition_dataset, p
 from fedmoe.errors import UserError
 from fedmoe.features.encoders import clip_encoder, extract_dataset, plain_inputs
 from fedmoe.features.extraction import Encoder
-from fedmoe.features.views import OnlineBatches, OnlineViews, ViewInputs
+from fedmoe.features.views import OnlineViews, ViewInputs
 
 if TYPE_CHECKING:
     from fedmoe.models.clip import FrozenCLIP
@@ -38,11 +38,10 @@ class ClientData:
     views: bool = False  # whether train_features are of cached views
     online: OnlineViews | None = None  # encodes training images, where no training features are kept
 
-    def training_batches(self, batch_size: int, generator: torch.Generator) -> FeatureBatches | OnlineBatches:
+    def training_batches(self, batch_size: int, generator: torch.Generator) -> FeatureBatches:
         """Batches (features [b, d], labels [b]) for a Trainer; each pass draws order and views from ``generator``."""
-        if self.online is not None:
-            return OnlineBatches(self.online, self.train_features, self.train_labels, batch_size, generator)
-        return FeatureBatches(self.train_features, self.train_labels, batch_size, generator, views=self.views)
+        views = self.views if self.online is None else self.online
+        return FeatureBatches(self.train_features, self.train_labels, batch_size, generator, views=views)
 
 
 class FederatedData:
@@ -124,9 +123,16 @@ class FederatedData:
 class FeatureBatches:
     """Batches (features [b, d], labels [b]) of one client, for a Trainer: it has ``__len__`` and ``__iter__``.
 
-    Each pass draws a new order from ``generator``; without one, the order is that of the data. With ``views``,
-    features are [n, V, d], and each pass also draws a view of each image. The last batch may be smaller. It is not a
-    DataLoader, whose workers and checks cost more than the training step on cached features.
+    Each pass draws a new order from ``generator``; without one, the order is that of the data. The last batch may be
+    smaller. It is not a DataLoader, whose workers and checks cost more than the training step on cached features.
+
+    Args:
+        views: True: ``features`` are [n, V, d], and each pass also draws a view of each image. An ``OnlineViews``:
+            they are image indices [n], and each pass encodes a new view of each image. All draws of a pass are made at
+            its start, so they do not depend on how far it is read.
+
+    Raises:
+        ValueError: features, labels and settings do not fit each other.
     """
 
     def __init__(
@@ -136,13 +142,13 @@ class FeatureBatches:
         batch_size: int,
         generator: torch.Generator | None = None,
         *,
-        views: bool = False,
+        views: bool | OnlineViews = False,
     ) -> None:
         if len(features) != len(labels):
             raise ValueError(f"{len(features)} features, but {len(labels)} labels")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        if views and (features.ndim < 3 or generator is None):
+        if views is True and (features.ndim < 3 or generator is None):
             raise ValueError(f"views need features [n, V, d], not {tuple(features.shape)}, and a generator")
         self.features, self.labels, self.batch_size, self.generator = features, labels, batch_size, generator
         self.views = views
@@ -151,13 +157,21 @@ class FeatureBatches:
         return -(-len(self.labels) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        count = len(self.labels)
-        order = None if self.generator is None else torch.randperm(count, generator=self.generator)
-        drawn = torch.randint(self.features.shape[1], (count,), generator=self.generator) if self.views else None
+        count, order, drawn = len(self.labels), None, None
+        if self.generator is not None:
+            order = torch.randperm(count, generator=self.generator)
+        if self.views:
+            choices = self.features.shape[1] if self.views is True else 2**63 - 1  # the views, or seeds of new ones
+            drawn = torch.randint(choices, (count,), generator=self.generator)
         for start in range(0, count, self.batch_size):
             batch = slice(start, start + self.batch_size)
             chosen = batch if order is None else order[batch]
-            features = self.features[chosen] if drawn is None else self.features[chosen, drawn[batch]]
+            if drawn is None:
+                features = self.features[chosen]
+            elif isinstance(self.views, OnlineViews):
+                features = self.views(self.features[chosen], drawn[batch])
+            else:
+                features = self.features[chosen, drawn[batch]]
             yield features, self.labels[chosen]
 
 

@@ -16,17 +16,18 @@ from rich.table import Table
 from fedmoe.config import FeatureConfig, ViewsConfig
 from fedmoe.data.base import DataSet
 from fedmoe.errors import UserError, did_you_mean
-from fedmoe.features.cache import ABOUT, PARTS, PREFIX, WHOLE, images_in, read_block, read_metadata, try_lock
+from fedmoe.features.cache import PARTS, PREFIX, WHOLE, images_in, part_files, read_block, read_metadata
 from fedmoe.features.encoders import extract_dataset
 from fedmoe.features.extraction import Encoder
 from fedmoe.features.progress import extraction_progress
+from fedmoe.io import locked
 
 if TYPE_CHECKING:
     from fedmoe.models.clip import FrozenCLIP
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """What the cache holds under one key: a finished file, or an unfinished folder of parts."""
 
     key: str
@@ -48,55 +49,37 @@ class Entry:
         return f"{len(self.damaged)} damaged" if self.damaged else "whole"
 
 
-def entries(cfg: FeatureConfig) -> list[Entry]:
+def entries(cfg: FeatureConfig) -> list[CacheEntry]:
     """All entries of the cache, the newest first. Reads no features."""
     folder = Path(cfg.cache_dir).expanduser()
     found = [_entry(path) for path in folder.glob(f"{PREFIX}*") if path.suffix in (WHOLE, PARTS)]
     return sorted((entry for entry in found if entry is not None), key=lambda entry: (entry.seconds, entry.key))
 
 
-def _entry(path: Path) -> Entry | None:
+def _entry(path: Path) -> CacheEntry | None:
     """The entry of a file or folder; None where it has just gone."""
-    about: dict[str, str] = {}
-    description: dict[str, Any] = {}
-    damaged: dict[str, str] = {}
+    unfinished = path.suffix == PARTS
+    told: dict[str, dict[str, Any]] = {"about": {}, "description": {}, "damaged": {}}
     try:
-        if path.suffix == PARTS:
-            told = _object((path / ABOUT).read_text(encoding="utf-8"))
-            about, description = _texts(told["about"]), dict(told["description"])
-        else:
-            metadata = read_metadata(path)
-            told, damaged = _object(metadata["description"]), _texts(_object(metadata["damaged"]))
-            about, description = _texts(_object(metadata["about"])), told
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        about, description, damaged = {}, {}, {}  # another version's, damaged, or just gone
+        metadata = read_metadata(part_files(path)[0] if unfinished else path)  # all parts say the same
+        read = {name: json.loads(metadata[name]) for name in told}
+        texts = [*read["about"].values(), *read["damaged"].values()]
+        if isinstance(read["description"], dict) and all(isinstance(text, str) for text in texts):
+            told = read
+    except (OSError, ValueError, LookupError, AttributeError, RecursionError):
+        pass  # another version's, damaged, or just gone
     files = list(path.iterdir()) if path.is_dir() else [path]
     stats = [file.stat() for file in files if file.exists()]
     if not stats:
         return None
-    return Entry(
+    return CacheEntry(
         path.stem.removeprefix(PREFIX),
         path,
-        about,
-        description,
-        damaged,
-        images_in(path) if path.suffix == PARTS else None,
-        sum(stat.st_size for stat in stats),
-        max(0.0, time.time() - max(stat.st_mtime for stat in stats)),
+        **told,
+        done=images_in(path) if unfinished else None,
+        bytes=sum(stat.st_size for stat in stats),
+        seconds=max(0.0, time.time() - max(stat.st_mtime for stat in stats)),
     )
-
-
-def _object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError("no object")
-    return value
-
-
-def _texts(value: dict[str, Any]) -> dict[str, str]:
-    if not all(isinstance(text, str) for text in value.values()):
-        raise ValueError("no texts")
-    return value
 
 
 def fill(
@@ -182,17 +165,15 @@ def clear(cfg: FeatureConfig, keys: Sequence[str], console: Console) -> None:
             entry.path.unlink(missing_ok=True)
             continue
         try:
-            lock = try_lock(entry.path)
+            with locked(entry.path):
+                shutil.rmtree(entry.path, ignore_errors=True)
         except BlockingIOError as error:
             raise UserError(f"A run is extracting {entry.key} now; end it before clearing that key.") from error
-        shutil.rmtree(entry.path, ignore_errors=True)
-        if lock is not None:
-            lock.close()
     freed = size_text(sum(entry.bytes for entry in chosen.values()))
     console.print(f"Cleared {len(chosen)} of {cfg.cache_dir}, {freed}.", highlight=False, markup=False, soft_wrap=True)
 
 
-def find(cfg: FeatureConfig, key: str) -> Entry:
+def find(cfg: FeatureConfig, key: str) -> CacheEntry:
     """The one entry whose key begins with ``key``.
 
     Raises:

@@ -96,29 +96,27 @@ def extract_features(
         UserError: an image is damaged and ``features.damaged`` is stop; no image can be read; the cache folder cannot
             be written; or a feature is not finite.
     """
-    start, count = time.perf_counter(), len(split)
-    cache, description = FeatureCache(cfg.cache_dir), describe(encoder, inputs, key_parts, count)
+    start, count, report = time.perf_counter(), len(split), progress or (lambda done, total: None)
     about = {"images": str(count), "views": _views_text(inputs), **(about or {})}
-    report = progress or (lambda done, total: None)
+    cache = FeatureCache(cfg.cache_dir, describe(encoder, inputs, key_parts, count), about)
     shape = (inputs.config.count, *encoder.shape) if isinstance(inputs, ViewInputs) else encoder.shape
     state = Extraction(ImageReader(split, inputs, name or " / ".join(key_parts)), encoder, shape, cfg, report)
-    stamp, block = cache.stamp(description), cache.load(description, count)
+    block = cache.load(count, shape)
     if block is None:
-        with cache.work(description, about, lambda done: report(min(done, count), count)) as work:
-            if cache.stamp(description) != stamp:  # another run has made it in the meantime
-                block = cache.load(description, count)
+        with cache.work(lambda done: report(min(done, count), count)):
+            block = cache.load(count, shape, warn=False)  # another run may have made it in the meantime
             if block is None:
-                for part in work.read():
+                for part in cache.read_parts(count, shape):
                     state.add(part)
-                state.run(work)
-                work.finish(state.block())
+                state.run(cache.store_part)
+                cache.finish(state.block())
     if block is None:
         values = state.values
     elif block.damaged:
         state.add(block)
         state.run()  # tries the damaged images again
         if state.encoded:
-            cache.store(description, about, state.block())
+            cache.store(state.block())
         values = state.values
     else:
         values = block.values
@@ -129,7 +127,7 @@ def extract_features(
         log.warning(
             "%s: %d of %d images cannot be read and are left out: %s", state.reader.name, len(damaged), count, named
         )
-    return Features(values, damaged, state.encoded, time.perf_counter() - start, str(cache.path(description)))
+    return Features(values, damaged, state.encoded, time.perf_counter() - start, str(cache.path))
 
 
 def describe(encoder: Encoder, inputs: Inputs, key_parts: Sequence[str], count: int) -> dict[str, Any]:
@@ -168,19 +166,17 @@ def extract_dataset(
     """
     views = views or ViewsConfig()
     plain, encoder = plain_inputs(dataset, clip), encoder or clip_encoder(clip)
-    inputs: Inputs = ViewInputs(plain, views) if views.kind == "cached" else plain
-    train = (read_only_encoder(), ReadOnlyInputs()) if views.kind == "online" else (encoder, inputs)
-    total, before = len(dataset.train) + len(dataset.test), 0
-    found = []
-    for part, (used, given) in (("train", train), ("test", (encoder, plain))):
+    total = len(dataset.train) + len(dataset.test)
 
-        def shifted(done: int, _: int, before: int = before) -> None:
-            if progress is not None:
-                progress(before + done, total)
+    def part(name: str, before: int, used: Encoder, inputs: Inputs) -> Features:
+        shifted = progress and (lambda done, _: progress(before + done, total))
+        return _extract_part(dataset, name, clip, cfg, used, inputs, shifted)
 
-        found.append(_extract_part(dataset, part, clip, cfg, used, given, shifted))
-        before += len(getattr(dataset, part))
-    return found[0], found[1]
+    if views.kind == "online":
+        train = part("train", 0, read_only_encoder(), ReadOnlyInputs())
+    else:
+        train = part("train", 0, encoder, ViewInputs(plain, views) if views.kind == "cached" else plain)
+    return train, part("test", len(dataset.train), encoder, plain)
 
 
 def extract_test(

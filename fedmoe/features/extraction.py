@@ -1,4 +1,4 @@
-"""Reading and encoding the images of a split: in batches, with worker processes, going on where it was interrupted.
+"""Reading and encoding the images of a split: in batches, with worker processes, resumed where it was interrupted.
 
 Shape letters: b images of a batch, n of a split; an image's input and its feature have any shape.
 """
@@ -13,6 +13,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -23,13 +24,17 @@ from torch.utils.data import DataLoader, Dataset
 from fedmoe.config import FeatureConfig
 from fedmoe.data.base import Split
 from fedmoe.errors import UserError
-from fedmoe.features.cache import Block, Work
+from fedmoe.features.cache import Block
 from fedmoe.features.views import Inputs
+from fedmoe.io import NOT_REGULAR
 
 Progress = Callable[[int, int], None]
 
 # What Pillow raises at files that are not images, or are cut short; other errors are faults of the program.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+# What the system says where a path leads to no file; a lost disk, or too many open files, is no fault of the data.
+_FILES_FAULT = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, NOT_REGULAR)
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,7 @@ def _damage(error: BaseException) -> Damage:
         return Damage("there is no such file")
     number = getattr(error, "errno", None)
     text = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
-    # A directory in the place of a file is the data's fault; a lost disk, or too many open files, is not.
-    return Damage(text.rstrip("."), foreign=number is not None and number not in (errno.EISDIR, errno.ENOTDIR))
+    return Damage(text.rstrip("."), foreign=number is not None and number not in _FILES_FAULT)
 
 
 @dataclass
@@ -105,7 +109,7 @@ class Extraction:
     encoder: Encoder
     shape: tuple[int, ...]
     config: FeatureConfig
-    progress: Progress | None = None
+    progress: Progress
     damaged: dict[int, str] = field(default_factory=dict)
     encoded: int = 0
 
@@ -114,15 +118,12 @@ class Extraction:
         self.values = torch.zeros(count, *self.shape)
         self.known = torch.zeros(count, dtype=torch.bool)
         self._views = self.shape[0] if self.shape != self.encoder.shape else 1  # V
-        self._done = 0
 
     def add(self, block: Block) -> None:
         """Take over what was extracted earlier."""
         self.values[block.index] = block.values
         self.known[block.index] = True
-        for index in block.index.tolist() if self.damaged else ():
-            self.damaged.pop(index, None)
-        self.damaged |= {i: why for i, why in block.damaged.items() if not self.known[i]}
+        self.damaged = {i: why for i, why in {**self.damaged, **block.damaged}.items() if not self.known[i]}
 
     def block(self, indices: Sequence[int] | None = None) -> Block:
         """What is known of these images, or of all."""
@@ -132,38 +133,41 @@ class Extraction:
         index = torch.tensor([i for i in indices if self.known[i]], dtype=torch.int64)
         return Block(index, self.values[index], {i: self.damaged[i] for i in indices if i in self.damaged})
 
-    def run(self, work: Work | None = None) -> None:
-        """Encode what is not known yet, first the images that could not be read before.
+    def run(self, keep: Callable[[Block], None] | None = None) -> None:
+        """Encode what is not known yet, beginning with the images that could not be read before.
 
         Args:
-            work: where to write down what is done, after each chunk and before an error leaves.
+            keep: writes down what is done, after each chunk and before an error leaves.
 
         Raises:
-            UserError: an image is damaged and ``damaged`` is stop, or no image can be read, or a feature is not finite.
+            UserError: an image is damaged and ``features.damaged`` is stop, or no image can be read, or a feature is
+                not finite.
         """
         again = sorted(self.damaged)
         fresh = [i for i in (~self.known).nonzero()[:, 0].tolist() if i not in self.damaged]
-        self._done = len(self.known) - len(again) - len(fresh)
-        if self._done:
-            self._report(0)
+        count = len(self.known)
+        done = count - len(again) - len(fresh)
+        if done:
+            self.progress(done, count)
         pending: list[int] = []  # not written down yet
         try:
-            for todo in (again, fresh):  # one after the other, so that batches are cut as if nothing had been damaged
-                for batch in self._batches(todo):
-                    self._take(*batch)
-                    pending += batch[0]
-                    self._report(len(batch[0]))
-                    if work is not None and len(pending) * self._views >= self.config.chunk:
-                        kept, pending = pending, []
-                        work.keep(self.block(kept))
+            # One after the other, so that batches are cut as if nothing had been damaged.
+            for index, inputs, damage in chain(self._batches(again), self._batches(fresh)):
+                self._take(index, inputs, damage)
+                pending += index
+                done += len(index)
+                self.progress(done, count)
+                if keep is not None and len(pending) * self._views >= self.config.chunk:
+                    kept, pending = pending, []
+                    keep(self.block(kept))
         except BaseException:  # also Ctrl-C
-            if work is not None and pending:
-                work.keep(self.block(pending))
+            if keep is not None and pending:
+                keep(self.block(pending))
             raise
-        if len(self.known) and not bool(self.known.any()):
+        if count and not bool(self.known.any()):
             first = min(self.damaged)
             raise UserError(
-                f"None of the {len(self.known)} images of {self.reader.name} can be read (the first is "
+                f"None of the {count} images of {self.reader.name} can be read (the first is "
                 f"{self.reader.label(first)}: {self.damaged[first]}); valid is data with at least one whole image."
             )
 
@@ -180,22 +184,19 @@ class Extraction:
         self.damaged |= {i: found.reason for i, found in damage.items()}
 
     def _batches(self, todo: Sequence[int]) -> Iterator[_Batch]:
-        size, workers = max(1, self.config.batch_size // self._views), self.config.workers
-        if not workers or not todo:
-            for start in range(0, len(todo), size):
-                yield _collate([self.reader[i] for i in todo[start : start + size]])
-            return
+        size = max(1, self.config.batch_size // self._views)
+        workers = min(self.config.workers, -(-len(todo) // size))
         # fork: nothing need be pickled and no module imported again. Safe, as workers use neither threads nor a GPU.
         method = "fork" if sys.platform == "linux" else "spawn"
-        if method != "fork":
-            require_picklable(self.reader, workers)
+        if workers and method != "fork":
+            require_picklable(self.reader, self.config.workers)
         loader = DataLoader(
             self.reader,
             batch_size=size,
             sampler=todo,
-            num_workers=min(workers, -(-len(todo) // size)),
+            num_workers=workers,
             collate_fn=_collate,
-            multiprocessing_context=multiprocessing.get_context(method),
+            multiprocessing_context=multiprocessing.get_context(method) if workers else None,
             generator=torch.Generator(),  # its draws, which nothing uses, must not come from the global one
         )
         try:
@@ -204,8 +205,8 @@ class Extraction:
             if "DataLoader worker" not in str(error):
                 raise
             raise UserError(
-                f"A worker process that reads images ended unexpectedly with features.workers = {workers} (often for "
-                "want of memory); try fewer, or 0, and the extraction goes on where it stopped."
+                f"A worker process that reads images ended unexpectedly with features.workers = {self.config.workers} "
+                "(often for want of memory); try fewer, or 0, and the extraction continues where it stopped."
             ) from error
 
     def _judge(self, damage: Mapping[int, Damage]) -> None:
@@ -236,11 +237,6 @@ class Extraction:
                 "weights that fit clip.architecture, and clip.precision float32 where half precision overflows."
             )
         return values
-
-    def _report(self, images: int) -> None:
-        self._done += images
-        if self.progress is not None:
-            self.progress(self._done, len(self.known))
 
 
 _Batch = tuple[list[int], np.ndarray | None, dict[int, Damage]]

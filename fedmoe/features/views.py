@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -174,35 +174,6 @@ class OnlineViews:
     def _view(self, drawn: tuple[int, int]) -> Tensor:
         index, seed = drawn
         return self._inputs.view(self._image(index), torch.Generator().manual_seed(seed))
-
-
-class OnlineBatches:
-    """Batches (features [b, d], labels [b]) of one client, encoded from fresh views: ``__len__`` and ``__iter__``.
-
-    Each pass draws a new order and a seed for each image from ``generator``, at its start, so the draws do not depend
-    on how far a pass is read.
-    """
-
-    def __init__(
-        self, views: OnlineViews, indices: Tensor, labels: Tensor, batch_size: int, generator: torch.Generator
-    ) -> None:
-        if len(indices) != len(labels):
-            raise ValueError(f"{len(indices)} images, but {len(labels)} labels")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.views, self.indices, self.labels = views, indices, labels
-        self.batch_size, self.generator = batch_size, generator
-
-    def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        count = len(self.labels)
-        order = torch.randperm(count, generator=self.generator)
-        seeds = torch.randint(2**63 - 1, (count,), generator=self.generator)
-        for start in range(0, count, self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            yield self.views(self.indices[order[batch]], seeds[batch]), self.labels[order[batch]]
 
 
 def digest(tensor: Tensor) -> str:

@@ -24,7 +24,7 @@ from fedmoe.config import ClipConfig
 from fedmoe.errors import UserError, did_you_mean
 from fedmoe.models.model_config import read_model_config
 from fedmoe.models.text_tower import TextTower, require_prompts
-from fedmoe.readers.weights import EMBEDDING, Checkpoint, expand_rows, read_checkpoint, require_fit
+from fedmoe.readers.weights import EMBEDDING, Checkpoint, expand_rows, read_checkpoint, require_model_fit
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -321,7 +321,7 @@ def _fill(model: nn.Module, checkpoint: Checkpoint, path: Path, cfg: ClipConfig)
         state = convert_to_custom_text_state_dict(state)
     if "logit_scale" in state and state["logit_scale"].numel() == needed["logit_scale"].numel():
         state["logit_scale"] = state["logit_scale"].reshape(needed["logit_scale"].shape)
-    require_fit(state, needed, path, _name(cfg))
+    require_model_fit(state, needed, path, _name(cfg))
     model.load_state_dict(state, strict=False)
     scale = float(state["logit_scale"].float().max().exp())
     if not math.isfinite(scale):

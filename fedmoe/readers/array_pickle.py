@@ -14,7 +14,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from fedmoe.errors import UserError
+from fedmoe.io import open_regular
 from fedmoe.readers.plain_pickle import Builder, SmallUnpickler
+
+_MOST_BYTES = 1 << 31  # ten times CIFAR-100's largest file
 
 
 def load_arrays(path: str | Path) -> Any:
@@ -24,12 +27,13 @@ def load_arrays(path: str | Path) -> Any:
     Python 2 wrote become str, read as latin-1.
 
     Raises:
-        UserError: the file cannot be read, is damaged, or asks for anything else; the sentence names file and name.
+        UserError: the file cannot be read, is larger than 2 GiB, is damaged, or asks for anything else; the sentence
+            names file and name.
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
-            return _finished(_Unpickler(file, path).load())
+        with open_regular(path, _MOST_BYTES) as file:
+            return _finished(_ArrayUnpickler(file, path).load())
     except UserError:
         raise
     except OSError as error:
@@ -39,7 +43,7 @@ def load_arrays(path: str | Path) -> Any:
         raise UserError(f"The file {path} is not a whole pickle of arrays and texts ({reason[:120]}).") from error
 
 
-class _Unpickler(SmallUnpickler):
+class _ArrayUnpickler(SmallUnpickler):
     def __init__(self, file: Any, path: Path) -> None:
         super().__init__(file, encoding="latin1")  # keeps every byte of Python 2's strings
         self._path = path

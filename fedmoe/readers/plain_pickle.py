@@ -6,7 +6,7 @@ import os
 import pickle
 import struct
 from collections.abc import Callable
-from pickle import _Unpickler  # the one written in Python; has no public name
+from pickle import _Unpickler as PythonUnpickler  # the one written in Python; has no public name
 from typing import IO, Any, ClassVar, NoReturn
 
 
@@ -26,7 +26,7 @@ class _Whole:
 
 def _without_tuples(opcode: bytes, keys: slice) -> Callable[[Any], None]:
     """The instruction that puts items into a dictionary, refused where one of the keys on the stack is a tuple."""
-    load = _Unpickler.dispatch[opcode[0]]
+    load = PythonUnpickler.dispatch[opcode[0]]
 
     def checked(unpickler: Any) -> None:
         if any(isinstance(key, tuple) for key in unpickler.stack[keys]):
@@ -60,7 +60,7 @@ class Builder:
         raise pickle.UnpicklingError("a name is given contents")
 
 
-class SmallUnpickler(_Unpickler):
+class SmallUnpickler(PythonUnpickler):
     """Python's unpickler, without what lets a file of a few bytes take all time or memory.
 
     The one written in C makes room for as many memo entries as the largest index that a file names, up to 2**32. Both
@@ -70,7 +70,7 @@ class SmallUnpickler(_Unpickler):
     """
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        **_Unpickler.dispatch,
+        **PythonUnpickler.dispatch,
         **dict.fromkeys((pickle.EMPTY_SET[0], pickle.ADDITEMS[0], pickle.FROZENSET[0]), _no_set),
         pickle.BYTEARRAY8[0]: _bytearray,
         pickle.DICT[0]: _without_tuples(pickle.DICT, slice(None, None, 2)),

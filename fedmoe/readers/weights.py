@@ -24,12 +24,13 @@ import torch
 from torch import Tensor
 
 from fedmoe.errors import UserError
-from fedmoe.io import write_tensors_atomic
+from fedmoe.io import open_regular, write_tensors_atomic
 from fedmoe.readers.plain_pickle import Builder, SmallUnpickler
 
 ROWS = "token_embedding.rows"
 EMBEDDING = "token_embedding.weight"
 _MOST_MODULES = 100_000
+_MOST_HEADER = 1 << 22  # bytes of a safetensors header, a hundred times CLIP's; a million empty tensors take minutes
 _OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's archives keep as tensors
 
 
@@ -54,11 +55,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path).expanduser()
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             head = file.read(9)
     except OSError as error:
         raise UserError(f"The weights file {path} cannot be read: {error.strerror}.") from error
     if len(head) == 9 and head[8:9] == b"{":
+        if int.from_bytes(head[:8], "little") > _MOST_HEADER:
+            raise _damaged(path)
         return _finish(path, _read_safetensors(path))
     if head[:2] == b"PK":
         try:
@@ -102,7 +105,7 @@ def expand_rows(path: str | Path, compact: Tensor, rows: Tensor, vocabulary: int
     return compact.new_zeros(vocabulary, *compact.shape[1:]).index_copy(0, rows, compact)
 
 
-def require_fit(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor], path: Path, model: str) -> None:
+def require_model_fit(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor], path: Path, model: str) -> None:
     """Raise ``UserError`` unless ``tensors`` are those the model needs, by name, shape and kind, and finite.
 
     Counters of batches that batch norms have seen may be missing: they serve training only.
@@ -230,7 +233,7 @@ class _TorchScript:
         state: dict[str, Tensor] = {}
         names: set[str] = set()
         try:
-            module = _Unpickler(self, io.BytesIO(self.archive.read(self.root + "data.pkl"))).load()
+            module = _TensorUnpickler(self, io.BytesIO(self.archive.read(self.root + "data.pkl"))).load()
             _collect(module, "", state, names, (), [None] * _MOST_MODULES)
         except UserError:
             raise
@@ -251,7 +254,7 @@ class _TorchScript:
         return self.storages[key]
 
 
-class _Unpickler(SmallUnpickler):
+class _TensorUnpickler(SmallUnpickler):
     """Builds tensors, containers and inert bags; refuses every other name."""
 
     def __init__(self, script: _TorchScript, file: io.BytesIO) -> None:

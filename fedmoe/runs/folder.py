@@ -1,17 +1,21 @@
-"""The run folder as a whole: the version of its format, the one process that may work in it, a disk that is full."""
+"""The run folder as a whole: the version of its format, its lock, deleting it, and what the disk refuses.
+
+A comparison is a folder of run folders with a comparison.json.
+"""
 
 from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from fedmoe import __version__
 from fedmoe.errors import UserError
-from fedmoe.io import locked, write_json_atomic
-from fedmoe.readers.regular import MIB, read_regular
+from fedmoe.io import locked, read_regular, write_json_atomic
 
 FORMAT = 2
 """Raised when an older fedmoe could misread a folder. Folders without a run.json are older than the number and of
@@ -31,9 +35,9 @@ def require_format(folder: Path) -> None:
     """
     path = folder / "run.json"
     try:
-        if not path.exists():
-            return
-        said = json.loads(read_regular(path, MIB))
+        said = json.loads(read_regular(path))
+    except FileNotFoundError:
+        return
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read ({' '.join(str(error).split())}); valid is what fit has written."
@@ -50,7 +54,7 @@ def require_format(folder: Path) -> None:
 # What the disk answers, where nothing is wrong with the program.
 _STORAGE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO),
-    *(errno.ENAMETOOLONG, errno.EEXIST, errno.EISDIR),
+    *(errno.ENAMETOOLONG, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY),
 }
 
 
@@ -74,17 +78,101 @@ def storage(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep other processes off a run folder, and remove what a killed one has left half-written.
+    """Keep other processes off a run or a comparison, and remove what a killed process left half-written.
+
+    The runs inside a comparison have locks of their own, which are not taken.
 
     Raises:
         UserError: another process works in it.
     """
     try:
         with locked(folder):
-            for torn in [*folder.glob(".*.tmp*"), *folder.glob("*/.*.tmp*")]:
+            inner = [path for path in _folders(folder) if not (path / ".lock").exists()]
+            for torn in (path for place in (folder, *inner) for path in place.glob(".*.tmp*")):
                 torn.unlink(missing_ok=True)
             yield
     except BlockingIOError as error:
         raise UserError(
             f"{folder} is in use by another process; wait for it, or choose another output.name."
         ) from error
+
+
+def clear(folder: Path) -> None:
+    """Delete a run, or a comparison and the runs in it; nothing that may be anything else.
+
+    A run is a folder with a run.json that ``stamp`` wrote and rounds.jsonl or state/, or without any file that a run
+    does not begin with. In a comparison, all folders but plots/ are runs. Symbolic links count as none of these, and
+    are deleted without being followed.
+
+    Raises:
+        UserError: the folder is neither; or another process works in it, or in a run inside.
+    """
+    if not os.path.lexists(folder):
+        return
+    problem = _foreign(folder)
+    if problem:
+        raise UserError(f"{problem}, so output.overwrite does not delete {folder}; choose another output.name.")
+    runs = [path for path in _folders(folder) if path.name != "plots"] if _is_file(folder / "comparison.json") else []
+    with ExitStack() as stack:
+        for path in (folder, *runs):
+            stack.enter_context(held(path))
+        for path in (*runs, folder):
+            _delete(path)
+
+
+# What shows that a folder is ours, deleted last and in this order; and what a run holds before its first round.
+_PROOF = ("state", "rounds.jsonl", "comparison.json", "run.json", ".lock")
+_BEGINNING = {"config.yaml", "partition.json", "run.json", ".lock", "wandb.json", "wandb", "tensorboard"}
+
+
+def _foreign(folder: Path) -> str | None:
+    """Why a folder may hold something else than a run or a comparison; None where it does not."""
+    if folder.is_symlink() or not folder.is_dir():
+        return f"{folder} is no folder, and so holds no run of fedmoe"
+    if _is_file(folder / "comparison.json"):
+        wrong = [path for path in _links(folder) if path.is_dir()]
+        wrong += [path for path in _folders(folder) if path.name != "plots" and not _is_run(path)]
+    elif _is_run(folder):
+        wrong = [
+            path for path in _folders(folder) if any(_is_file(path / name) for name in ("run.json", "config.yaml"))
+        ]
+    else:
+        return f"{folder} holds no run of fedmoe (a run.json, and rounds.jsonl or state)"
+    return f"{folder} holds {wrong[0].name!r}, which is no part of it" if wrong else None
+
+
+def _is_run(folder: Path) -> bool:
+    names = {path.name for path in folder.iterdir() if not path.match(".*.tmp*")}
+    if names <= {".lock"}:
+        return True
+    try:
+        said = json.loads(read_regular(folder / "run.json")) if _is_file(folder / "run.json") else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    if not (isinstance(said, dict) and type(said.get("format")) is int and isinstance(said.get("fedmoe"), str)):
+        return False
+    return _is_file(folder / "rounds.jsonl") or folder / "state" in _folders(folder) or names <= _BEGINNING
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _links(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_symlink())
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, without links."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder; where that is interrupted, what is left can still be told to be a run."""
+    last = [path for name in _PROOF if os.path.lexists(path := folder / name)]
+    for path in [*(path for path in folder.iterdir() if path not in last), *last]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    folder.rmdir()

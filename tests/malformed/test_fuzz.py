@@ -457,9 +457,9 @@ def test_settings_of_any_kind(count: int) -> None:
 
 @drawn(150, 1000)
 def test_damaged_caches(count: int) -> None:
-    cache = FeatureCache("features")
-    cache.store({"count": 3}, {"dataset": "x", "images": "3"}, Block(torch.arange(3), torch.ones(3, 2), {}))
-    path = cache.path({"count": 3})
+    cache = FeatureCache("features", {"count": 3}, {"dataset": "x", "images": "3"})
+    cache.store(Block(torch.arange(3), torch.ones(3, 2), {}))
+    path = cache.path
     whole = path.read_bytes()
 
     def check(changes: list[Edit]) -> None:
@@ -470,7 +470,7 @@ def test_damaged_caches(count: int) -> None:
             except ValueError as error:
                 assert str(error)
         assert len(entries(FeatureConfig("features"))) == 1
-        block = cache.load({"count": 3}, 3)
+        block = cache.load(3, (2,))
         assert block is None or (torch.equal(block.values, torch.ones(3, 2)) and not block.damaged)
 
     fuzz(count, check, edits())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ class _Cifar(DataSet):
     std: ClassVar[tuple[float, float, float]]
 
     def _read(self) -> RawData:
-        if self.download and not (Path(self.root).expanduser() / self.folder).is_dir():
+        if self.download and not os.path.isdir(Path(self.root).expanduser() / self.folder):
             _download(type(self).__name__, Path(self.root).expanduser())
         hint = "" if self.download else "; data.download=true fetches it"
         folder = find_folder(self.root, self.folder, f"{self.folder}/ as torchvision extracts it{hint}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
@@ -21,10 +22,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from fedmoe.data.base import DataSet, RawData
-from fedmoe.data.sets.image_files import file_split, files_key, find_folder, images_in, is_encodable, subfolders
+from fedmoe.data.base import DataSet, RawData, is_encodable
+from fedmoe.data.sets.image_files import file_split, files_key, find_folder, images_in, subfolders
 from fedmoe.errors import UserError
-from fedmoe.io import write_json_atomic
+from fedmoe.io import read_regular, write_json_atomic
 from fedmoe.seeds import numpy_generator
 
 PARTS = ("train", "val", "test")
@@ -74,7 +75,7 @@ class CoopLayout(DataSet):
         root = Path(self.root).expanduser()
         for attempt in range(2):
             for name in self.folders:
-                if (root / name / self.image_folder).is_dir():
+                if os.path.isdir(root / name / self.image_folder):
                     return root / name
             if self.download and attempt == 0:
                 torchvision_download(self.torchvision_name, root)
@@ -86,7 +87,7 @@ class CoopLayout(DataSet):
     def _read(self) -> RawData:
         folder = self._folder
         path = folder / self.split_file
-        if path.is_file():
+        if os.path.isfile(path):
             return raw_data(_load(path), folder / self.image_folder, f"The split file {path}")
         table = self._build(folder)
         raw = raw_data(table, folder / self.image_folder, f"The split of {folder} by CoOp's rules")
@@ -192,7 +193,7 @@ def _row(row: Any, at: str) -> Row:
 
 def _load(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_regular(path).decode("utf-8"))
     except OSError as error:
         raise UserError(f"The split file {path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:

@@ -18,14 +18,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from fedmoe.data.base import DataSet, RawData
+from fedmoe.data.base import DataSet, RawData, is_encodable
 from fedmoe.data.sets.image_files import (
     check_fraction,
     file_split,
     files_key,
     find_folder,
     images_in,
-    is_encodable,
     seeded_split,
 )
 from fedmoe.errors import UserError, did_you_mean

@@ -12,8 +12,10 @@ import numpy as np
 from fedmoe.data.base import PublishedFacts
 from fedmoe.data.sets.coop_layout import PARTS, CoopLayout, Row, split_class
 from fedmoe.errors import UserError
+from fedmoe.io import open_regular, read_regular
 
 log = logging.getLogger(__name__)
+_MOST_BYTES = 100_000  # of imagelabels.mat, which has 502; it is compressed, and could unpack to a thousand times that
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -57,7 +59,8 @@ def read_labels(path: Path) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"{path} is missing, which tells the classes of the images; {valid}.")
     try:
-        labels = np.ravel(loadmat(path, variable_names=["labels"])["labels"])
+        with open_regular(path, _MOST_BYTES) as file:
+            labels = np.ravel(loadmat(file, variable_names=["labels"])["labels"])
     except Exception as error:  # a damaged file raises whatever its parts run into
         raise UserError(f"{path} has no readable 'labels' ({type(error).__name__}: {error}); {valid}.") from error
     if not len(labels) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 1:
@@ -77,7 +80,7 @@ def read_names(path: Path) -> dict[int, str]:
         log.warning("%s is missing: class names are torchvision's.", path)
         return dict(enumerate(Published.classes, start=1))
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
+        names = json.loads(read_regular(path).decode("utf-8"))
         return {int(label): str(name) for label, name in names.items()}
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f'{path} cannot be used ({error}); valid is JSON such as {{"1": "pink primrose"}}.') from error

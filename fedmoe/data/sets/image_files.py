@@ -17,6 +17,7 @@ import numpy as np
 from fedmoe.data.base import Split
 from fedmoe.data.subset import group_indices
 from fedmoe.errors import UserError
+from fedmoe.io import open_regular
 from fedmoe.seeds import numpy_generator
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class ImageFiles:
     def __call__(self, i: int) -> Image.Image:
         from PIL import Image
 
-        with Image.open(self.paths[i], formats=IMAGE_FORMATS) as image:
+        with open_regular(self.paths[i]) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
             return image.convert("RGB")
 
 
@@ -48,16 +49,18 @@ def file_split(paths: Sequence[str], labels: Iterable[int], domains: Iterable[in
 
 def subfolders(folder: Path) -> list[str]:
     """Sorted names of the folders in a folder, without hidden ones."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    names = (name for name in os.listdir(folder) if not name.startswith("."))
+    return sorted(name for name in names if os.path.isdir(os.path.join(folder, name)))
 
 
 def images_in(folder: Path) -> list[str]:
     """Sorted paths of the image files that lie directly in a folder, without hidden ones; none where it is missing."""
     try:
-        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        names = [name for name in os.listdir(folder) if not name.startswith(".")]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(e.path for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and e.is_file())
+    paths = (os.path.join(folder, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES))
+    return sorted(path for path in paths if os.path.isfile(path))
 
 
 def find_folder(root: str, below: str, what: str) -> Path:
@@ -67,9 +70,9 @@ def find_folder(root: str, below: str, what: str) -> Path:
         UserError: it is missing; the sentence says ``what`` it should hold and which folder on the way exists.
     """
     folder = Path(root).expanduser() / below
-    if folder.is_dir():
+    if os.path.isdir(folder):  # unlike Path.is_dir, also says no to names that the system refuses
         return folder
-    nearest = next((parent for parent in folder.parents if parent.is_dir()), Path.cwd())
+    nearest = next((parent for parent in folder.parents if os.path.isdir(parent)), Path.cwd())
     raise UserError(
         f"data.root is {root!r}, but there is no folder {folder}; valid is a folder with {what} (the nearest folder "
         f"that exists is {nearest.resolve()})."
@@ -90,15 +93,6 @@ def files_key(root: Path, *parts: Sequence[str]) -> str:
                 state = "missing"  # named by `data check`, and when the image is read
             digest.update(f"{path.removeprefix(start)}\0{state}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
-
-
-def is_encodable(text: str) -> bool:
-    """Whether a listed text can be printed and name a file: it has no lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def seeded_split(split: Split, test_fraction: float, seed: int) -> tuple[Split, Split]:

@@ -5,6 +5,7 @@ Shape letters: n examples, C classes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ class ImageFolder(DataSet):
         elif self.layout == "split":
             parts = {part: folder / name for part, name in (("train", self.train_folder), ("test", self.test_folder))}
             for part, path in parts.items():
-                if not path.is_dir():
+                if not os.path.isdir(path):
                     near = did_you_mean(path.name, subfolders(folder)) or "."
                     raise UserError(
                         f"data.{part}_folder is {path.name!r}, but there is no folder {path}; valid is the folder of "

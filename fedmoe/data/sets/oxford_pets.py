@@ -9,6 +9,7 @@ from pathlib import Path
 from fedmoe.data.base import PublishedFacts
 from fedmoe.data.sets.coop_layout import VAL_SHARE, CoopLayout, Row
 from fedmoe.errors import UserError
+from fedmoe.io import read_regular
 from fedmoe.seeds import numpy_generator
 
 
@@ -51,7 +52,7 @@ def read_annotations(path: Path) -> list[Row]:
         UserError: the file is missing or a line is not of this kind.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} cannot be read ({getattr(error, 'strerror', None) or error}), which tells the classes of the "
