@@ -145,7 +145,8 @@ class FeatureCache:
     def store_part(self, block: Block) -> None:
         """Write a part, so that an interrupted extraction continues after it."""
         indices = [*block.index.tolist(), *block.damaged]
-        name = f"part-{min(indices, default=0):09d}-{secrets.token_hex(4)}-{len(indices)}{WHOLE}"
+        first = f"{min(indices):09d}" if indices else "begun"
+        name = f"part-{first}-{secrets.token_hex(4)}-{len(indices)}{WHOLE}"
         self.store(block, self.parts / name)
 
     def finish(self, block: Block) -> None:
