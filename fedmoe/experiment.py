@@ -7,8 +7,7 @@ A comparison is a folder of run folders, one for each method, over the same clie
 from __future__ import annotations
 
 import platform
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -49,7 +48,7 @@ from fedmoe.federation.orchestrator import Federation
 from fedmoe.federation.rehearsal import rehearse
 from fedmoe.federation.restore import read_state, restore
 from fedmoe.federation.state import fresh_server
-from fedmoe.io import read_jsonl, write_json_atomic, write_text_atomic
+from fedmoe.io import write_json_atomic, write_text_atomic
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
 from fedmoe.privacy.mechanism import build_privacy
@@ -57,7 +56,8 @@ from fedmoe.protocol.method import Method
 from fedmoe.protocol.records import RoundContext
 from fedmoe.report import plan_comparison, report
 from fedmoe.runs.checkpoint import StateStore
-from fedmoe.runs.folder import held, require_format, stamp
+from fedmoe.runs.folder import clear, held, require_format, stamp
+from fedmoe.runs.records import RoundRecord, Summary, read_rounds
 from fedmoe.runs.resume import cut_logs, require_same_settings
 from fedmoe.seeds import torch_generator
 from fedmoe.tracking.trackers import trackers
@@ -166,15 +166,22 @@ class Session:
         )
 
 
-Resolve = Callable[[Path], str]  # a config.yaml -> its settings with today's defaults for those it lacks, as YAML
+Settings = Mapping[str, Any]  # nested, of plain values: the contents of a config.yaml
+Resolve = Callable[[Path], Settings]  # a config.yaml -> its settings, with today's defaults for those it lacks
 
 
-def run(session: Session, method: Method, config: str, folder: Path, resolve: Resolve = Path.read_text) -> None:
-    """Run one method into ``folder``, or go on where an earlier command with the same settings stopped.
+def read_settings(path: Path) -> Settings:
+    """The settings in a config.yaml as they are."""
+    settings: Settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return settings
+
+
+def run(session: Session, method: Method, settings: Settings, folder: Path, resolve: Resolve = read_settings) -> None:
+    """Run one method into ``folder``, or continue where an earlier command with the same settings stopped.
 
     Args:
-        config: the resolved configuration of this run as YAML, kept as config.yaml.
-        resolve: reads the settings of a run that is gone on with.
+        settings: all settings of this run, kept as config.yaml.
+        resolve: reads the settings of a run that is continued.
 
     Raises:
         UserError: the folder holds a run with other settings or of another format, or the settings do not fit each
@@ -185,7 +192,7 @@ def run(session: Session, method: Method, config: str, folder: Path, resolve: Re
         require_format(folder)
     store = StateStore(folder / "state")
     progress = ProgressDisplay(session.console, method.label)
-    tracking = trackers(session.experiment.tracking, folder, yaml.safe_load(config))
+    tracking = trackers(session.experiment.tracking, folder, settings)
     # Built before anything is written or deleted: what does not fit leaves everything as it is.
     federation = session.federation(method, callbacks=[RunLog(folder), Checkpoint(store), *tracking, progress])
     if overwrite:
@@ -194,13 +201,13 @@ def run(session: Session, method: Method, config: str, folder: Path, resolve: Re
         earlier = resolve(folder / "config.yaml") if (folder / "config.yaml").exists() else None
         state = None
         if earlier is not None:
-            require_same_settings(folder, earlier, config)
+            require_same_settings(folder, earlier, settings)
             state = read_state(store)
             if state is not None:
                 restore(federation, state, folder)
             cut_logs(folder, federation.rounds_done)
         stamp(folder)
-        write_text_atomic(folder / "config.yaml", config)
+        write_text_atomic(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         write_json_atomic(folder / "partition.json", federation.clients)
         if state is not None and state.round < federation.config.rounds:
             told = f"{method.label}: resuming {folder} after round {state.round}"
@@ -219,15 +226,15 @@ def run(session: Session, method: Method, config: str, folder: Path, resolve: Re
 def compare(
     session: Session,
     methods: Sequence[Method],
-    configs: Sequence[str],
-    whole: str,
+    each: Sequence[Settings],
+    whole: Settings,
     folder: Path,
-    resolve: Resolve = Path.read_text,
+    resolve: Resolve = read_settings,
 ) -> None:
     """Run several methods, each in its own folder under ``folder``, over the same clients, data and seed.
 
-    Finished runs are not run again. ``configs`` are the settings of each run by itself, as YAML, and ``whole`` those
-    of the comparison, kept as comparison.yaml.
+    Finished runs are not run again. ``each`` holds the settings of each run by itself, and ``whole`` those of the
+    comparison, kept as comparison.yaml. No other process can work in the folder meanwhile.
 
     Raises:
         UserError: a method does not fit the settings or the data (found before the first one runs).
@@ -239,11 +246,12 @@ def compare(
         clear(folder)
     for label in labels:
         require_format(folder / label)
-    plan_comparison(folder, labels)
-    write_text_atomic(folder / "comparison.yaml", whole)
-    for label, method, config in zip(labels, methods, configs, strict=True):
-        run(session, method, config, folder / label, resolve)
-        report(folder / label, Console(quiet=True))  # its plots; the comparison's table comes at the end
+    with held(folder):
+        plan_comparison(folder, labels)
+        write_text_atomic(folder / "comparison.yaml", yaml.safe_dump(whole, sort_keys=False))
+        for label, method, settings in zip(labels, methods, each, strict=True):
+            run(session, method, settings, folder / label, resolve)
+            report(folder / label, Console(quiet=True))  # its plots; the comparison's table comes at the end
 
 
 def _labels(methods: Sequence[Method]) -> list[str]:
@@ -305,48 +313,35 @@ def novel_classes(experiment: Experiment) -> DataSet:
     return whole
 
 
-def clear(folder: Path) -> None:
-    """Delete a run or a comparison of runs; refuse a folder that is neither."""
-    if not folder.exists():
-        return
-    ours = ("config.yaml", "comparison.json")
-    if any(folder.iterdir()) and not any((folder / name).exists() for name in ours):
-        raise UserError(
-            f"{folder} holds no run of fedmoe, so output.overwrite does not delete it; choose another output.name."
-        )
-    with held(folder):
-        shutil.rmtree(folder)
-
-
 def _write_summary(folder: Path, method: Method, seed: int, privacy: dict[str, Any] | None) -> None:
-    rounds = read_jsonl(folder / "rounds.jsonl")
-    last = [r for r in rounds if r["evaluated"]][-1]
+    rounds = read_rounds(folder)
+    last = [record for record in rounds if record.evaluated][-1]
     packages = ("torch", "lightning", "open_clip_torch", "torchmetrics")
-    summary = {
-        "method": type(method).__name__,
-        "label": method.label,
-        "seed": seed,
-        "rounds": last["round"],
-        "accuracy": last["accuracy"],
-        "accuracy_per_domain": last["accuracy_per_domain"],
-        "seconds": {phase: sum(r["seconds"][phase] for r in rounds) for phase in ("train", "evaluate", "other")},
-        "bytes_down": sum(r["bytes"]["down"] for r in rounds),
-        "bytes_up": sum(r["bytes"]["up"] for r in rounds),
-        "bytes_evaluate_down": sum(r["bytes"]["evaluate_down"] for r in rounds),
-        "failed_clients": _failed_clients(rounds),
-        "privacy": privacy,
-        "versions": {"fedmoe": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}},
-    }
-    write_json_atomic(folder / "summary.json", summary)
+    summary = Summary(
+        method=type(method).__name__,
+        label=method.label,
+        seed=seed,
+        rounds=last.round,
+        accuracy=last.accuracy,
+        accuracy_per_domain=last.accuracy_per_domain,
+        seconds={phase: sum(r.seconds[phase] for r in rounds) for phase in ("train", "evaluate", "other")},
+        bytes_down=sum(r.bytes["down"] for r in rounds),
+        bytes_up=sum(r.bytes["up"] for r in rounds),
+        bytes_evaluate_down=sum(r.bytes["evaluate_down"] for r in rounds),
+        failed_clients=_failed_clients(rounds),
+        privacy=privacy,
+        versions={"fedmoe": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}},
+    )
+    write_json_atomic(folder / "summary.json", summary.to_json())
 
 
-def _failed_clients(rounds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _failed_clients(rounds: Sequence[RoundRecord]) -> list[dict[str, Any]]:
     """Who was dropped, from which rounds, and why the last time."""
     found: dict[int, dict[str, Any]] = {}
     for record in rounds:
-        for client, reason in record.get("failed", {}).items():
+        for client, reason in record.failed.items():
             entry = found.setdefault(int(client), {"client": int(client), "rounds": []})
-            entry["rounds"].append(record["round"])
+            entry["rounds"].append(record.round)
             entry["reason"] = reason
     return [found[client] for client in sorted(found)]
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from fedmoe.cli import build_parser, main
-from fedmoe.cli.settings import as_plain, as_yaml
+from fedmoe.cli.settings import as_plain
 from fedmoe.config import flatten
 from fedmoe.io import read_jsonl
 
@@ -184,7 +184,7 @@ def test_settings_as_plain_values(tmp_path: Path) -> None:
     assert plain["method"] == {"class_path": "fedmoe.methods.FedProx", "init_args": {"mu": 1e-5}}
     assert (plain["methods"], plain["output"]["overwrite"], plain["output"]["name"]) == (None, False, "2024-01-02")
     assert "resume" not in plain
-    (tmp_path / "config.yaml").write_text(as_yaml(given, 1))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(as_plain(given, 1)))
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == plain
     assert as_plain(build_parser("fit").parse_args([f"--config={tmp_path / 'config.yaml'}"])) == plain
 

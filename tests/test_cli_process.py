@@ -178,7 +178,6 @@ def test_text_from_outside_is_neither_markup_nor_control(capsys: pytest.CaptureF
     assert capsys.readouterr().out == "cannot read [/data/x.png] \\x1b]0;title\\x07 :smile: [bold]x[/bold] ±\nnext\n"
 
 
-@pytest.mark.xfail(strict=True, reason="fedmoe.methods and fedmoe.protocol.method still import torch at the top")
 def test_help_and_mistakes_import_no_torch() -> None:
     heavy = {"torch", "lightning", "matplotlib", "wandb", "sklearn", "open_clip", "scipy"}
     script = "import json, sys\nfrom fedmoe.cli import main\ntry:\n    code = main(sys.argv[1:])\n"

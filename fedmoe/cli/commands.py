@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 from rich.console import Console
 
 from fedmoe.cli.process import interrupted
-from fedmoe.cli.settings import COMMANDS, as_experiment, as_yaml, build_parser, load_settings
+from fedmoe.cli.settings import COMMANDS, as_experiment, as_plain, build_parser, load_settings
 from fedmoe.cli.values import either, sentence
 from fedmoe.errors import UserError, did_you_mean, printable
 
@@ -95,15 +96,15 @@ def fit(settings: Namespace, console: Console) -> None:
         raise UserError(f"output.overwrite is true, but --resume={folder} keeps the run; valid is one of the two.")
     session = Session(experiment, console)
 
-    def resolve(path: Path) -> str:
-        return as_yaml(load_settings(path))
+    def resolve(path: Path) -> Mapping[str, Any]:
+        return as_plain(load_settings(path))
 
     with storage(folder):
         if compared:
-            each = [as_yaml(settings, i) for i in range(len(methods))]
-            compare(session, methods, each, as_yaml(settings), folder, resolve)
+            each = [as_plain(settings, i) for i in range(len(methods))]
+            compare(session, methods, each, as_plain(settings), folder, resolve)
         else:
-            run(session, methods[0], as_yaml(settings), folder, resolve)
+            run(session, methods[0], as_plain(settings), folder, resolve)
     report(folder, console)
 
 

@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
 from jsonargparse import Namespace
 
 from fedmoe import config
@@ -161,11 +160,6 @@ def as_plain(settings: Namespace, index: int | None = None) -> dict[str, Any]:
     if index is not None:
         own.method, own.methods = own.methods[index], None
     return experiment_parser().plain(own)
-
-
-def as_yaml(settings: Namespace, index: int | None = None) -> str:
-    """``as_plain`` as the text of a config.yaml."""
-    return yaml.safe_dump(as_plain(settings, index), sort_keys=False)
 
 
 def _of_experiment(settings: Namespace) -> Namespace:

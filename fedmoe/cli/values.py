@@ -49,7 +49,10 @@ def settings_of(owner: type) -> Mapping[str, Setting]:
         if "__init__" not in vars(cls):
             continue
         try:
-            hints = get_type_hints(cls if "__dataclass_fields__" in vars(cls) else cls.__init__)  # type: ignore[misc]
+            constructor = cls.__init__  # type: ignore[misc]
+            hints = get_type_hints(cls if "__dataclass_fields__" in vars(cls) else constructor)
+            # Resolved here, for jsonargparse would run the module's TYPE_CHECKING block to do so, which imports torch.
+            constructor.__annotations__ |= {k: hints[k] for k in constructor.__annotations__ if k in hints}
         except NameError:  # types that exist only for the type checker
             hints = {}
         parameters = list(inspect.signature(cls).parameters.values())

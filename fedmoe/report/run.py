@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from fedmoe.config import flatten
 from fedmoe.errors import UserError
 from fedmoe.readers.plain_yaml import PlainLoader
 from fedmoe.readers.regular import read_regular
@@ -205,7 +206,7 @@ def _settings(path: Path) -> Settings:
     config = parse(_Config, value, str(path))
     class_path = config.method.class_path
     return Settings(
-        class_path.rpartition(".")[2], _own_label(class_path), _flat(config.method.init_args or {}), config.seed
+        class_path.rpartition(".")[2], _own_label(class_path), flatten(config.method.init_args or {}), config.seed
     )
 
 
@@ -217,10 +218,3 @@ def _own_label(class_path: str) -> str | None:
     import fedmoe.methods
 
     return getattr(getattr(fedmoe.methods, name, None), "label", None)
-
-
-def _flat(arguments: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in arguments.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from fedmoe.config import flatten
 from fedmoe.errors import UserError
 from fedmoe.io import read_jsonl, write_text_atomic
 
@@ -19,17 +19,17 @@ _MAY_CHANGE = (
 )
 
 
-def require_same_settings(folder: Path, earlier: str, config: str) -> None:
+def require_same_settings(folder: Path, earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Refuse to continue a run with settings that would change its result.
 
     Args:
-        earlier: the settings of the command that began it, as YAML.
-        config: those of the command at hand.
+        earlier: the settings of the command that began it.
+        settings: those of the command at hand.
 
     Raises:
         UserError: a setting that must not change has another value.
     """
-    old, new = _flat(yaml.safe_load(earlier)), _flat(yaml.safe_load(config))
+    old, new = flatten(earlier), flatten(settings)
     for key in sorted(old.keys() | new.keys()):
         planned = new.get("optim.schedule") == "cosine_federation" or new.get("privacy.mechanism") == "dpsgd"
         fixed = planned and key == "federation.rounds"  # what came before depends on it
@@ -63,10 +63,3 @@ def _until(path: Path, last: int) -> list[str]:
         if type(record.get("round")) is not int:
             raise UserError(f"{path}, line {number}, has the round {record.get('round')!r}; valid is an integer.")
     return [json.dumps(record) + "\n" for record in records if record["round"] <= last]
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmoe.config import TrackingConfig
+from fedmoe.config import TrackingConfig, flatten
 from fedmoe.federation.callbacks import FederationView
 from fedmoe.federation.evaluation import Evaluation
 from fedmoe.io import write_json_atomic
@@ -144,7 +144,7 @@ class WandbTracker(Tracker):
             group=group,
             job_type=config.job_type,
             tags=config.tags,
-            config=_flat(self.settings),
+            config=flatten(self.settings),
             dir=folder,
             settings=wandb.Settings(
                 reinit="create_new",  # a process may run several methods
@@ -194,12 +194,3 @@ class WandbTracker(Tracker):
         parent = self.folder.resolve().parent
         name = self.folder.resolve().name
         return f"{parent.name}/{name}" if (parent / "comparison.json").exists() else name
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by the command line's names, such as method.init_args.lmbda: the names that sweeps have as well."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        nested = isinstance(value, Mapping) and value
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
