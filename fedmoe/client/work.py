@@ -109,7 +109,13 @@ class ClientWork:
         correct, sums = 0, dict[str, Tensor]()
         for features, labels in FeatureBatches(own.test_features, own.test_labels, BATCH):
             features = features.to(device)
-            correct += int((self.module(features).argmax(dim=1).cpu() == labels).sum())
+            logits = self.module(features)
+            valid = (len(labels), len(self.module.prompts.class_names))
+            if logits.shape != valid:
+                raise ValueError(
+                    f"the method's logits have shape {list(logits.shape)}; valid is [b, C] = {list(valid)}"
+                )
+            correct += int((logits.argmax(dim=1).cpu() == labels).sum())
             for name, mean in self.method.analyse(self.module, features).items():
                 part = len(labels) * mean.cpu().double()
                 sums[name] = sums[name] + part if name in sums else part

@@ -53,6 +53,8 @@ def evaluate(
             yield ScoreJob(client_id, context.round, server.known(client_id).version, downlink)
 
     scored = {score.client_id: score for score in fleet.score(jobs())}
+    if scored.keys() != set(asked):
+        raise ValueError(f"of the clients {asked}, {sorted(scored)} have answered")
     inorder = [scored[i] for i in asked]  # whichever answered first, sums are taken in this order
     shares = [scored[i].correct / scored[i].total if i in scored else float("nan") for i in range(num_clients)]
     scores = [

@@ -10,6 +10,7 @@ from typing import Protocol
 from fedmoe.client.states import ClientStates, MemoryStates
 from fedmoe.client.work import ClientFailure, ClientWork
 from fedmoe.errors import UserError
+from fedmoe.protocol.parameters import Scope, part_of, select
 from fedmoe.protocol.records import About, ClientState, Failed, Scored, ScoreJob, Trained, TrainJob
 from fedmoe.server.state import Known
 
@@ -75,11 +76,20 @@ class LocalFleet:
         return {i: self.kept.get(i, known[i].version) for i in sorted(known)}
 
     def restore(self, known: Mapping[int, Known], states: Mapping[int, ClientState]) -> None:
-        shapes = {name: tensor.shape for name, tensor in self.work.module.tensors().items()}
+        module = self.work.module
+        kept = [part for part in module.declared if part.keep or part.scope is Scope.PERSONAL]
+        shapes = {name: tensor.shape for name, tensor in select(module.tensors(), [part.name for part in kept]).items()}
+        has_experts = any(part.scope is Scope.EXPERT for part in module.declared)
+        gates = {part.name for part in kept if has_experts and part.scope is Scope.PERSONAL}
         for client_id, state in states.items():
             for name, tensor in state.parameters.items():
                 if tensor.shape != shapes.get(name):
                     raise ValueError(f"client {client_id} keeps {name} of shape {list(tensor.shape)}")
+            missing = shapes.keys() - state.parameters.keys()
+            # Before its first experts a client has no gate: it would be as it was drawn.
+            without_gate = {part_of(name) for name in missing} == gates and not known[client_id].expert_ids
+            if missing and not without_gate:
+                raise ValueError(f"client {client_id} lacks {', '.join(sorted(missing))}")
             self.kept.put(client_id, known[client_id].version, state)
 
 

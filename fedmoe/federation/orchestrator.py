@@ -93,16 +93,17 @@ class Federation:
         context = RoundContext(number, cohort, self.seed)
         record = RoundRecord(round=number, cohort=list(cohort))
         trained = self._train(context, record)  # steps 2 to 4
-        updates = [trained[client_id][1].update for client_id in cohort if client_id in trained]
+        results = [trained[client_id] for client_id in cohort if client_id in trained]
+        updates = [result.update for result, _ in results]
         for update in updates:  # step 5
             self.method.admit(server, update)
         if updates:
             self.method.aggregate(server, updates, context)
-        for client_id, (job, _) in trained.items():
+        for client_id, (_, expert_ids) in trained.items():
             seen = server.known(client_id).rounds_seen + 1
-            server.clients[client_id] = Known(seen, job.downlink.expert_ids, number)
+            server.clients[client_id] = Known(seen, expert_ids, number)
         self.rounds_done = number
-        self._describe(record, [trained[client_id][1] for client_id in cohort if client_id in trained])
+        self._describe(record, [result for result, _ in results])
         if number % config.evaluate_every == 0 or number == config.rounds:
             self._evaluate(record, context)  # step 6
         record.seconds["other"] = time.perf_counter() - began - sum(record.seconds.values())
@@ -117,8 +118,9 @@ class Federation:
         participants = range(self.config.participants)
         return evaluate(self.fleet, self.method, self.server, context, self.config.clients, participants)
 
-    def _train(self, context: RoundContext, record: RoundRecord) -> dict[int, tuple[TrainJob, Trained]]:
-        """Local training of the cohort under the policy ``federation.on_failure``; what came of it, by client.
+    def _train(self, context: RoundContext, record: RoundRecord) -> dict[int, tuple[Trained, tuple[int, ...]]]:
+        """Local training of the cohort under the policy ``federation.on_failure``; what came of it and the ids of the
+        experts, by client. Downlinks are not kept: a cohort's experts would fill the memory.
 
         Raises:
             UserError: a mistake in the settings; or a failure, where it is to stop the run.
@@ -126,7 +128,7 @@ class Federation:
         server, seconds = self.server, {"train": 0.0, "evaluate": 0.0}
         attempts = 1 + (self.config.retries if self.config.on_failure == "retry" else 0)
         waiting = deque((client_id, 0) for client_id in self.order(context.cohort))
-        trained: dict[int, tuple[TrainJob, Trained]] = {}
+        trained: dict[int, tuple[Trained, tuple[int, ...]]] = {}
         record.bytes = {"down": 0, "up": 0, "evaluate_down": 0}
 
         def jobs() -> Iterator[TrainJob]:
@@ -143,7 +145,7 @@ class Federation:
             for job, result in self.fleet.train(jobs()):
                 seconds["train"] += result.seconds
                 if isinstance(result, Trained):
-                    trained[job.client_id] = (job, result)
+                    trained[job.client_id] = (result, job.downlink.expert_ids)
                     self._call("on_client_end", self, context, job.client_id, result.loss)
                     continue
                 self._fail(job, result, context)

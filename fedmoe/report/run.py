@@ -178,7 +178,7 @@ def read_run(path: Path) -> Run:
     notes: list[str] = []
     if not is_run(path):
         raise UserError(f"{path} is missing." if not path.exists() else f"{path} holds no run.")
-    require_format(path)
+    require_format(path, oldest=1)
     if not (path / "rounds.jsonl").exists() and not (path / "summary.json").exists():
         raise NoRoundYet(f"{path} is a run that has finished no round yet; there is nothing to report.")
     labels = LabelCounts.of(read_document(path / "partition.json", Partition))

@@ -18,8 +18,7 @@ from fedmoe.errors import UserError
 from fedmoe.io import locked, read_regular, write_json_atomic
 
 FORMAT = 2
-"""Raised when an older fedmoe could misread a folder. Folders without a run.json are older than the number and of
-the same format."""
+"""Raised when an older fedmoe could misread a folder. Folders without a run.json are of format 1."""
 
 
 def stamp(folder: Path) -> None:
@@ -27,8 +26,11 @@ def stamp(folder: Path) -> None:
     write_json_atomic(folder / "run.json", {"format": FORMAT, "fedmoe": __version__})
 
 
-def require_format(folder: Path) -> None:
+def require_format(folder: Path, oldest: int = FORMAT) -> None:
     """Refuse a folder whose format this version cannot read.
+
+    Args:
+        oldest: the oldest format that will do; logs and settings have not changed since format 1, checkpoints have.
 
     Raises:
         UserError: the format is another one, or run.json is damaged.
@@ -37,13 +39,18 @@ def require_format(folder: Path) -> None:
     try:
         said = json.loads(read_regular(path))
     except FileNotFoundError:
+        if oldest > 1 and (folder / "config.yaml").exists():  # older than the number
+            raise UserError(
+                f"{folder} has no run.json: it was written by a fedmoe of format 1; this is fedmoe {__version__}, which "
+                f"continues and evaluates runs of format {FORMAT}. Valid is to report it, or to run it anew."
+            ) from None
         return
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read ({' '.join(str(error).split())}); valid is what fit has written."
         ) from error
     found = said.get("format") if isinstance(said, dict) else None
-    if type(found) is not int or found != FORMAT:
+    if type(found) is not int or not oldest <= found <= FORMAT:
         writer = said.get("fedmoe", "another version") if isinstance(said, dict) else "another version"
         raise UserError(
             f"{path} says format {found!r}, written by fedmoe {writer}; this is fedmoe {__version__}, which reads "
