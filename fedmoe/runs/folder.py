@@ -41,7 +41,7 @@ def require_format(folder: Path, oldest: int = FORMAT) -> None:
     except FileNotFoundError:
         if oldest > 1 and (folder / "config.yaml").exists():  # older than the number
             raise UserError(
-                f"{folder} has no run.json: it was written by a fedmoe of format 1; this is fedmoe {__version__}, which "
+                f"{folder} has no run.json: written by a fedmoe of format 1; this is fedmoe {__version__}, which "
                 f"continues and evaluates runs of format {FORMAT}. Valid is to report it, or to run it anew."
             ) from None
         return

@@ -1,0 +1,172 @@
+"""Methods of a user's own, as the README describes them: what each hook is for, used for real and checked by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from federation_helpers import build_federation, differences
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from fedmoe.cli import main
+from fedmoe.config import FeatureConfig, FederationConfig, OptimConfig
+from fedmoe.data import Digits, Dirichlet, SubsetConfig
+from fedmoe.features.client_data import FederatedData, prepare
+from fedmoe.federation.fleet import LocalFleet
+from fedmoe.federation.restore import read_state
+from fedmoe.methods import PromptFL
+from fedmoe.models.clip import FrozenCLIP
+from fedmoe.models.functional import local_logits
+from fedmoe.protocol.client import Client
+from fedmoe.protocol.parameters import ModelSpec, Parameter, Scope, fixed
+from fedmoe.protocol.records import RoundContext, Update
+from fedmoe.runs.checkpoint import StateStore
+from fedmoe.server.state import ServerState
+
+ROOT = Path(__file__).parents[1]
+CONFIG = FederationConfig(clients=4, participation=0.5, rounds=2, local_epochs=1)
+DIGITS = Digits(subset=SubsetConfig(train=80, test=60))
+
+
+class Adapter(PromptFL):
+    """PromptFL with a linear map on the image features, which starts as the identity."""
+
+    label = "adapter"
+    scope = Scope.SHARED
+
+    def parameters(self, model: ModelSpec) -> Sequence[Parameter]:
+        def start(generator: torch.Generator) -> nn.Module:
+            layer = nn.Linear(model.feature_dim, model.feature_dim, bias=False)
+            nn.init.eye_(layer.weight)
+            return layer
+
+        adapter = Parameter("adapter", self.scope, start, rate="gating_lr")
+        return [Parameter("prompt", Scope.SHARED, fixed(model.prompt)), adapter]
+
+    def logits(self, client: Any, image_features: Tensor) -> Tensor:
+        adapted = normalize(client.adapter(image_features), dim=-1)
+        return local_logits(adapted, client.text_features(), client.logit_scale)
+
+
+class OwnAdapter(Adapter):
+    scope = Scope.PERSONAL
+
+
+class ServerMomentum(PromptFL):
+    """FedAvgM (Hsu et al., 2019, arXiv 1909.06335): v <- beta v + (w - mean); w <- w - v."""
+
+    beta = 0.5
+
+    def aggregate(self, server: ServerState, updates: Sequence[Update], context: RoundContext) -> None:
+        before = server.shared["prompt"]
+        super().aggregate(server, updates, context)
+        velocity = self.beta * server.extras.get("velocity", torch.zeros_like(before))
+        server.extras["velocity"] = velocity + before - server.shared["prompt"]
+        server.shared["prompt"] = before - server.extras["velocity"]
+
+
+class Alternating(PromptFL):
+    """A cohort, an optimizer and metrics of its own: the clients 0 and 1 in odd rounds, 2 and 3 in even ones."""
+
+    def cohort(self, server: ServerState, federation: FederationConfig, seed: int, round: int) -> tuple[int, ...]:
+        return (0, 1) if round % 2 else (2, 3)
+
+    def optimizer(self, groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.Optimizer:
+        return torch.optim.Adagrad(groups)
+
+    def metrics(self, client: Client) -> Mapping[str, float]:
+        return {"number": 10.0 + client.client_id}
+
+    def analyse(self, client: Client, image_features: Tensor) -> Mapping[str, Tensor]:
+        return {"norm": image_features.norm(dim=1).mean()}
+
+
+@pytest.fixture(scope="module")
+def data(embedded_clip: FrozenCLIP, tmp_path_factory: pytest.TempPathFactory) -> FederatedData:
+    cache = FeatureConfig(cache_dir=str(tmp_path_factory.mktemp("features")))
+    return prepare(DIGITS, Dirichlet(0.5, 5), embedded_clip, CONFIG, cache, seed=0)
+
+
+def test_a_shared_adapter_is_trained_sent_and_averaged(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
+    federation, log = build_federation(embedded_clip, data, Adapter(), CONFIG)
+    size = embedded_clip.feature_dim
+    start = federation.server.shared["adapter.weight"]
+    assert torch.equal(start, torch.eye(size))
+    federation.run()
+    assert set(federation.server.shared) == {"prompt", "adapter.weight"}
+    assert not torch.equal(federation.server.shared["adapter.weight"], start)
+    each = (16 * 64 + size * size) * 4  # bytes of prompt and adapter
+    assert [record.bytes["up"] for record in log.records[1:]] == [2 * each, 2 * each]
+    assert {record.bytes["evaluate_down"] for record in log.records} == {4 * each}
+    assert federation.state.clients and not any(own.parameters for own in federation.state.clients.values())
+
+
+def test_a_personal_adapter_stays(embedded_clip: FrozenCLIP, data: FederatedData, tmp_path: Path) -> None:
+    federation, log = build_federation(embedded_clip, data, OwnAdapter(), CONFIG)
+    federation.run()
+    assert set(federation.server.shared) == {"prompt"}
+    assert [record.bytes["up"] for record in log.records[1:]] == [2 * 16 * 64 * 4] * 2
+    kept = {i: own.parameters["adapter.weight"] for i, own in federation.state.clients.items()}
+    assert sorted(kept) == sorted({client for record in log.records for client in record.cohort})
+    assert not any(torch.equal(weight, torch.eye(embedded_clip.feature_dim)) for weight in kept.values())
+    store = StateStore(tmp_path)
+    store.save(2, *federation.state.flatten())
+    read = read_state(store)
+    assert read is not None
+    assert differences(federation.state, read) == []
+
+
+def test_server_momentum_by_hand(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
+    method, server = ServerMomentum(), ServerState({"prompt": torch.tensor([[4.0, 8.0]])})
+    updates = [
+        Update(0, {"prompt": torch.tensor([[0.0, 8.0]])}, 1),
+        Update(1, {"prompt": torch.tensor([[4.0, 0.0]])}, 3),
+    ]
+    method.aggregate(server, updates, RoundContext(1, (0, 1), 0))
+    # mean = (1 * 0 + 3 * 4, 1 * 8 + 3 * 0) / 4 = (3, 2); v = (4 - 3, 8 - 2) = (1, 6); w = (3, 2)
+    assert server.shared["prompt"].tolist() == [[3.0, 2.0]]
+    method.aggregate(server, updates, RoundContext(2, (0, 1), 0))
+    # v = 0.5 (1, 6) + (3 - 3, 2 - 2) = (0.5, 3); w = (2.5, -1)
+    assert server.shared["prompt"].tolist() == [[2.5, -1.0]]
+    federation, _ = build_federation(embedded_clip, data, ServerMomentum(), CONFIG)
+    federation.run()
+    tensors, _ = federation.state.flatten()
+    assert "extras/velocity" in tensors
+
+
+def test_own_cohort_optimizer_and_metrics(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
+    federation, log = build_federation(embedded_clip, data, Alternating(), CONFIG)
+    federation.run()
+    assert [record.cohort for record in log.records] == [[], [0, 1], [2, 3]]
+    assert isinstance(federation.fleet, LocalFleet)
+    assert isinstance(federation.fleet.work.module.configure_optimizers(), torch.optim.Adagrad)
+    sizes = [federation.fleet.about(client).train_examples for client in range(4)]
+    for record, (one, other) in zip(log.records[1:], [(0, 1), (2, 3)], strict=True):
+        weighted = ((10 + one) * sizes[one] + (10 + other) * sizes[other]) / (sizes[one] + sizes[other])
+        assert record.metrics["number"] == pytest.approx(weighted)
+        assert record.metrics["norm"] == pytest.approx(1.0, abs=1e-5)  # features are l2-normalized
+
+
+def test_metrics_of_a_method_reach_every_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.py").write_text(
+        "from fedmoe.methods import PromptFL\n"
+        "class Counting(PromptFL):\n"
+        "    label = 'counting'\n"
+        "    def metrics(self, client):\n"
+        "        return {'clients': 1.0 + client.client_id}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    small = ["--federation.clients=3", "--federation.rounds=1", "--federation.local_epochs=1", "--data.subset.train=60"]
+    where = [f"--output.dir={tmp_path}", "--output.name=run", f"--features.cache_dir={tmp_path / 'cache'}"]
+    embedded = [f"--config={ROOT / 'configs/embedded.yaml'}", "--method=own.Counting", "--partition=IID"]
+    assert main(["fit", *embedded, *small, *where]) == 0
+    last = json.loads((tmp_path / "run/rounds.jsonl").read_text().splitlines()[-1])
+    assert last["metrics"] == {"clients": pytest.approx(2.0)}  # 1, 2 and 3 on 20 examples each
+    rows = list(csv.DictReader((tmp_path / "run/rounds.csv").open()))
+    assert float(rows[-1]["method/clients"]) == pytest.approx(2.0)
