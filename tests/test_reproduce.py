@@ -29,6 +29,7 @@ from experiments.reproduce.runner import run_all
 from fedmoe.data import CIFAR10, CIFAR100
 from fedmoe.errors import UserError
 from fedmoe.readers.array_pickle import load_arrays
+from fedmoe.runs.records import Attention, RoundRecord
 
 TABLES = [1, 2, 3, 4, 6, 7, 8, 9]
 NAMES = [f"table{n}" for n in TABLES] + [f"figure{n}" for n in (3, 4, 5, 6)]
@@ -299,9 +300,13 @@ def test_curves_and_attention_are_reported(tmp_path: Path) -> None:
     plan = make_plan(load_manifest("figure6", "embedded"), Options(tmp_path / "attention", seeds=2))
     for run, shift in zip(plan.runs, (0.0, 0.1), strict=True):
         write_run(run, 60.0)
-        rounds = [{"round": 0, "attention": None}]
-        rounds.append({"round": 30, "attention": {"local": 0.3 + shift, "experts": [0.5 - shift, 0.2]}})
-        lines = "".join(json.dumps(record) + "\n" for record in rounds)
+        attention = Attention(local=0.3 + shift, experts=[0.5 - shift, 0.2])
+        cost = {
+            "seconds": {"train": 1.0, "evaluate": 0.0, "other": 0.0},
+            "bytes": {"down": 0, "up": 0, "evaluate_down": 0},
+        }
+        rounds = [RoundRecord(round=0, **cost), RoundRecord(round=30, attention=attention.to_json(), **cost)]
+        lines = "".join(json.dumps(record.to_json()) + "\n" for record in rounds)
         (run.folder / "rounds.jsonl").write_text(lines, encoding="utf-8")
     text = write_report(plan).read_text(encoding="utf-8")
     # 0.3 and 0.4: mean 0.35, sample deviation 0.1 / sqrt(2)

@@ -16,6 +16,7 @@ from pathlib import Path
 from fedmoe import __version__
 from fedmoe.errors import UserError
 from fedmoe.io import locked, read_regular, write_json_atomic
+from fedmoe.readers import regular
 
 FORMAT = 2
 """Raised when an older fedmoe could misread a folder. Folders without a run.json are of format 1."""
@@ -36,16 +37,16 @@ def require_format(folder: Path, oldest: int = FORMAT) -> None:
         UserError: the format is another one, or run.json is damaged.
     """
     path = folder / "run.json"
-    try:
-        said = json.loads(read_regular(path))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         if oldest > 1 and (folder / "config.yaml").exists():  # older than the number
             raise UserError(
                 f"{folder} has no run.json: written by a fedmoe of format 1; this is fedmoe {__version__}, which "
                 f"continues and evaluates runs of format {FORMAT}. Valid is to report it, or to run it anew."
-            ) from None
+            )
         return
-    except (OSError, ValueError, RecursionError) as error:
+    try:
+        said = json.loads(regular.read_regular(path, regular.MIB))
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read ({' '.join(str(error).split())}); valid is what fit has written."
         ) from error

@@ -19,6 +19,7 @@ HUGE = 10**30
 OUTSIDE: dict[str, list[float]] = {
     "prompt.length": [0, -3],
     "prompt.std": [-0.1],
+    "runtime.text_cache_mib": [0, -1],
     "federation.clients": [0, -1],
     "federation.participation": [0, -0.5, 1.01],
     "federation.rounds": [-1],

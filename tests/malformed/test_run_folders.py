@@ -140,7 +140,6 @@ def versions() -> list[Damage]:
     path = RUN / "run.json"
     texts = {
         "format 0": ('{"format": 0, "fedmoe": "0.0.1"}', "says format 0, written by fedmoe 0.0.1"),
-        "format 1": ('{"format": 1, "fedmoe": "0.1.0"}', "says format 1, written by fedmoe 0.1.0"),
         "format 99": ('{"format": 99, "fedmoe": "9.9"}', "says format 99, written by fedmoe 9.9"),
         "no format": ("{}", "says format None, written by fedmoe another version"),
         "format in words": ('{"format": "2"}', "says format '2'"),
@@ -159,6 +158,9 @@ def versions() -> list[Damage]:
             for name, (text, words) in texts.items()
         ),
         Damage("run.json hostile", writes(path, long), (str(path), "says format 3"), ALL),
+        # Logs have not changed since format 1, so that such a run is still reported (test_report).
+        Damage("run.json format 1", writes(path, '{"format": 1, "fedmoe": "0.1.0"}'), ("says format 1",), READERS),
+        Damage("run.json missing", path.unlink, ("has no run.json", "format 1"), READERS),
         folder,
         Damage(
             "run.json a FIFO", lambda: (path.unlink(), os.mkfifo(path)), (str(path), "valid is a regular file"), REPORTS
@@ -524,6 +526,16 @@ def test_a_run_folder_is_refused(
     shutil.copytree(whole_run / "runs", "runs")
     case.damage.change()
     refused(commands[case.command], *case.damage.words)
+
+
+def test_a_run_of_format_1_is_still_reported(whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logs and settings have not changed since; its run.json may be missing."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(whole_run / "runs", "runs")
+    (RUN / "run.json").write_text('{"format": 1, "fedmoe": "0.1.0"}')
+    assert cli.main(["report", str(RUN)]) == 0
+    (RUN / "run.json").unlink()
+    assert cli.main(["report", str(RUN)]) == 0
 
 
 @pytest.mark.usefixtures("_one_clip")
