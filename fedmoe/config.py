@@ -85,6 +85,9 @@ class FederationConfig:
     """Images in a batch of local training."""
     evaluate_every: int = 1
     """Rounds from one evaluation of all clients to the next; the last round is always evaluated."""
+    validation: float = 0.0
+    """Share of each client's training examples, in [0, 1), that it does not train on: drawn evenly over its classes.
+    Their accuracy is what settings and checkpoints are chosen by; 0 in the paper's tables."""
     late_clients: int = 0
     """Clients, the last ones of the N, that take part in no round and no evaluation of it; evaluate lets them join the
     finished run."""
@@ -102,6 +105,7 @@ class FederationConfig:
 
     def __post_init__(self) -> None:
         _require(self.clients >= 1, "federation.clients", self.clients, "an integer of at least 1")
+        _require(0 <= self.validation < 1, "federation.validation", self.validation, "a number in [0, 1)")
         _require(0 < self.participation <= 1, "federation.participation", self.participation, "a number in (0, 1]")
         _require(self.rounds >= 0, "federation.rounds", self.rounds, "an integer of at least 0")
         for name in ("local_epochs", "batch_size", "evaluate_every", "retries"):

@@ -6,10 +6,8 @@ A comparison is a folder of run folders, one for each method, over the same clie
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from fedmoe import __version__
 from fedmoe.client.module import ClientModule
 from fedmoe.client.work import ClientWork, light_trainer
 from fedmoe.config import (
@@ -57,7 +54,8 @@ from fedmoe.protocol.records import RoundContext
 from fedmoe.report import plan_comparison, report
 from fedmoe.runs.checkpoint import StateStore
 from fedmoe.runs.folder import clear, held, require_format, stamp
-from fedmoe.runs.records import RoundRecord, Summary, read_rounds
+from fedmoe.runs.provenance import provenance, versions
+from fedmoe.runs.records import RoundRecord, Summary, best_by_validation, last_five, read_rounds
 from fedmoe.runs.resume import cut_logs, require_same_settings
 from fedmoe.seeds import torch_generator
 from fedmoe.tracking.trackers import trackers
@@ -194,7 +192,7 @@ def run(session: Session, method: Method, settings: Settings, folder: Path, reso
     progress = ProgressDisplay(session.console, method.label)
     tracking = trackers(session.experiment.tracking, folder, settings)
     # Built before anything is written or deleted: what does not fit leaves everything as it is.
-    federation = session.federation(method, callbacks=[RunLog(folder), Checkpoint(store), *tracking, progress])
+    federation = session.federation(method, callbacks=[RunLog(folder), Checkpoint(store, folder), *tracking, progress])
     if overwrite:
         clear(folder)
     with held(folder):
@@ -261,9 +259,11 @@ def _labels(methods: Sequence[Method]) -> list[str]:
 
 
 def evaluate(
-    session: Session, method: Method, folder: Path, classes: bool = False, join_rounds: int = 1
+    session: Session, method: Method, folder: Path, classes: bool = False, join_rounds: int = 1, best: bool = False
 ) -> dict[str, Any]:
     """Score the clients of a run folder anew, from its last checkpoint; the contents of evaluation.json.
+
+    With ``best``, from the checkpoint of the round with the best validation accuracy instead.
 
     ``accuracy``: over clients in percent: mean, std, min, max, worst_decile. ``classes``, if asked for: a
     ``ClassScores``. ``late``, where there are late clients: a ``LateScores`` after ``join_rounds`` rounds.
@@ -272,7 +272,11 @@ def evaluate(
         UserError: the folder holds no checkpoint, or the run held no classes out.
     """
     require_format(folder)
-    state = read_state(StateStore(folder / "state"))
+    state = read_state(StateStore(folder / "state"), best)
+    if state is None and best:
+        raise UserError(
+            f"{folder} holds no checkpoint chosen by validation; valid is a run with federation.validation."
+        )
     if state is None:
         raise UserError(f"{folder} holds no checkpoint; valid is the folder of a run that fit has begun.")
     if join_rounds < 1:
@@ -316,7 +320,6 @@ def novel_classes(experiment: Experiment) -> DataSet:
 def _write_summary(folder: Path, method: Method, seed: int, privacy: dict[str, Any] | None) -> None:
     rounds = read_rounds(folder)
     last = [record for record in rounds if record.evaluated][-1]
-    packages = ("torch", "lightning", "open_clip_torch", "torchmetrics")
     summary = Summary(
         method=type(method).__name__,
         label=method.label,
@@ -330,7 +333,11 @@ def _write_summary(folder: Path, method: Method, seed: int, privacy: dict[str, A
         bytes_evaluate_down=sum(r.bytes["evaluate_down"] for r in rounds),
         failed_clients=_failed_clients(rounds),
         privacy=privacy,
-        versions={"fedmoe": __version__, "python": platform.python_version(), **{p: version(p) for p in packages}},
+        last_five=last_five(rounds),
+        best_by_validation=best_by_validation(rounds),
+        quality=last.quality,
+        provenance=provenance(type(method)),
+        versions=versions(),
     )
     write_json_atomic(folder / "summary.json", summary.to_json())
 

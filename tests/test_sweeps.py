@@ -65,6 +65,7 @@ def test_every_command_line_is_understood(name: str, parser: CommandParser) -> N
         assert line[:5] == ["/usr/bin/env", "python", "-m", "fedmoe.cli", "fit"]
         config = parser.parse_args(line[5:])
         assert config.tracking.wandb == "online" and config.methods is None
+        assert config.federation.validation == (0.0 if name == "table2" else 0.2)  # what the metric needs
         assert config.output.name is None and config.output.dir == f"runs/sweeps/{name}"
         seen.append(config.as_dict() | {"config": None})
     assert all(a != b for a, b in itertools.combinations(seen, 2))  # no two runs are the same
@@ -89,7 +90,9 @@ def test_every_setting_arrives_and_fits(name: str, parser: CommandParser) -> Non
 @pytest.mark.parametrize("name", SWEEPS)
 def test_metric_and_early_termination(name: str, parser: CommandParser) -> None:
     sweep = SWEEPS[name]
-    assert sweep["name"] == name and sweep["metric"] == {"name": "accuracy/mean", "goal": "maximize"}
+    # A search never sees the test split; table2's grid is the table itself and chooses nothing.
+    metric = "accuracy/mean" if name == "table2" else "validation/accuracy/mean"
+    assert sweep["name"] == name and sweep["metric"] == {"name": metric, "goal": "maximize"}
     assert sweep["metric"]["name"] in METRICS
     stopping = sweep.get("early_terminate")
     if sweep["method"] == "grid":

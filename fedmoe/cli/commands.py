@@ -117,7 +117,9 @@ def evaluate(settings: Namespace, console: Console) -> None:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not a run folder (it has no config.yaml); valid is a folder that fit has made.")
     experiment, methods = as_experiment(load_settings(folder / "config.yaml"))
-    found = score(Session(experiment, console), methods[0], folder, settings.classes, settings.join_rounds)
+    found = score(
+        Session(experiment, console), methods[0], folder, settings.classes, settings.join_rounds, settings.best
+    )
     lines = [f"{methods[0].label}: accuracy {_spread(found['accuracy'])}, mean ± standard deviation over clients"]
     if "classes" in found:
         classes = found["classes"]

@@ -68,6 +68,9 @@ COMMANDS = {
             "join_rounds": Setting(
                 int, 1, "rounds for which each of federation.late_clients trains before its second score"
             ),
+            "best": Setting(
+                bool, False, "from the checkpoint with the best validation accuracy in place of the last one"
+            ),
         },
         positionals={"run": Setting(str, help="a run folder")},
         is_of_experiment=False,

@@ -6,13 +6,14 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from fedmoe.client.counts import calibration, confusion
 from fedmoe.client.module import ClientModule
 from fedmoe.config import FederationConfig, RuntimeConfig
 from fedmoe.features.client_data import FeatureBatches, FederatedData
@@ -105,22 +106,31 @@ class ClientWork:
             self.ready(job, state)
         except ClientFailure as failure:
             failed = f"fine-tuning: {failure}"
-        own, device = self.data.client(job.client_id), self.module.device
-        correct, sums = 0, dict[str, Tensor]()
+        own, sums = self.data.client(job.client_id), dict[str, Tensor]()
         for features, labels in FeatureBatches(own.test_features, own.test_labels, BATCH):
-            features = features.to(device)
-            logits = self.module(features)
-            valid = (len(labels), len(self.module.prompts.class_names))
-            if logits.shape != valid:
-                raise ValueError(
-                    f"the method's logits have shape {list(logits.shape)}; valid is [b, C] = {list(valid)}"
-                )
-            correct += int((logits.argmax(dim=1).cpu() == labels).sum())
-            for name, mean in self.method.analyse(self.module, features).items():
-                part = len(labels) * mean.cpu().double()
-                sums[name] = sums[name] + part if name in sums else part
-        total = len(own.test_labels)
+            logits = self._logits(features)
+            parts = {name: len(labels) * mean.cpu().double() for name, mean in self._analyse(features).items()}
+            parts |= {"confusion": confusion(logits, labels), "calibration": calibration(logits, labels)}
+            sums = {name: sums[name] + part if name in sums else part for name, part in parts.items()}
+        correct, total = int(sums["confusion"].trace()), len(own.test_labels)
+        held_out = torch.zeros(2, dtype=torch.int64)  # right and all validation examples
+        for features, labels in FeatureBatches(own.validation_features, own.validation_labels, BATCH):
+            right = (self._logits(features).argmax(dim=1) == labels).sum()
+            held_out += torch.stack([right, torch.tensor(len(labels))])
+        if held_out[1]:
+            sums["validation"] = held_out
         return Scored(job.client_id, correct, total, sums, failed)
+
+    def _logits(self, features: Tensor) -> Tensor:
+        """Logits [b, C] on the CPU."""
+        logits: Tensor = self.module(features.to(self.module.device)).cpu()
+        valid = (len(features), len(self.module.prompts.class_names))
+        if logits.shape != valid:
+            raise ValueError(f"logits have shape {list(logits.shape)}; valid is [b, C] = {list(valid)}")
+        return logits
+
+    def _analyse(self, features: Tensor) -> Mapping[str, Tensor]:
+        return self.method.analyse(self.module, features.to(self.module.device))
 
     def ready(self, job: ScoreJob, state: ClientState) -> Loadout:
         """Load what the client predicts with; where the method asks for it, fit that to the training split first.

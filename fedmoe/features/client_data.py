@@ -16,6 +16,7 @@ from torch import Tensor
 from fedmoe.config import FeatureConfig, FederationConfig, ViewsConfig
 from fedmoe.data.base import DataSet
 from fedmoe.data.partition import ClientIndices, Partition, partition_dataset, partition_summary
+from fedmoe.data.validation import split_clients
 from fedmoe.errors import UserError
 from fedmoe.features.encoders import clip_encoder, extract_dataset, plain_inputs
 from fedmoe.features.extraction import Encoder
@@ -34,6 +35,8 @@ class ClientData:
     train_labels: Tensor  # [n] int64
     test_features: Tensor  # [m, d]; m may be 0
     test_labels: Tensor  # [m]
+    validation_features: Tensor  # [v, d]; held out of training; v may be 0
+    validation_labels: Tensor  # [v]
     domain: str | None = None
     views: bool = False  # whether train_features are of cached views
     online: OnlineViews | None = None  # encodes training images, where no training features are kept
@@ -54,6 +57,9 @@ class FederatedData:
         clients: which examples each client owns; one that owns no test examples is left out of evaluation.
         train_features, test_features: [n, d] float32 in the order of the data set's splits; training features may be
             [n, V, d], of V views of each image, or what encodes training images online.
+        held_out: for each client, the indices of the training examples that are its validation split, and are none of
+            ``clients``; None: nobody has one.
+        plain_features: [n, d], of the training images without augmentation, for validation; None: ``train_features``.
         damaged: names of the training and of the test images that cannot be read, by index. Their examples are left
             out: the other examples belong to the same clients as if nothing were damaged.
 
@@ -69,6 +75,9 @@ class FederatedData:
         train_features: Tensor | OnlineViews,
         test_features: Tensor,
         damaged: tuple[Mapping[int, str], Mapping[int, str]] = ({}, {}),
+        *,
+        held_out: Sequence[np.ndarray] | None = None,
+        plain_features: Tensor | None = None,
     ) -> None:
         self.name = dataset.name
         self.class_names = dataset.class_names
@@ -90,6 +99,14 @@ class FederatedData:
         self.feature_dim = test_features.shape[-1]
         self._train = _by_client(given, dataset.train.labels, [client.train for client in used])
         self._test = _by_client(test_features, dataset.test.labels, [client.test for client in used])
+        self._validation = [(test_features[:0], self._test[0][1][:0])] * len(used)
+        if held_out is not None:
+            indices = [_without(own, damaged[0]) for own in held_out]
+            source = given if plain_features is None else plain_features
+            self._validation = _by_client(source, dataset.train.labels, indices)
+            count = len(dataset.class_names)
+            counts = [np.bincount(dataset.train.labels[own], minlength=count).tolist() for own in indices]
+            self._summary["counts_validation"] = counts
 
     @property
     def num_clients(self) -> int:
@@ -107,6 +124,7 @@ class FederatedData:
             client_id,
             *self._train[client_id],
             *self._test[client_id],
+            *self._validation[client_id],
             domain=self._domains[client_id],
             views=self._views,
             online=self._online,
@@ -115,7 +133,8 @@ class FederatedData:
     def summary(self) -> dict[str, Any]:
         """The contents of partition.json: class_names, counts_train [N][C], counts_test [N][C], domains [N] or null.
 
-        Counts are of the examples in use; where images cannot be read, left_out names them: {train: [], test: []}.
+        With a validation split, counts_validation [N][C] too. Counts are of the examples in use; where images cannot be
+        read, left_out names them: {train: [], test: []}.
         """
         return self._summary
 
@@ -198,12 +217,19 @@ def prepare(
     """
     views, encoder = views or ViewsConfig(), encoder or clip_encoder(clip)
     clients = partition_dataset(dataset, partition, federation.clients, seed)
+    held = None
+    if federation.validation:
+        clients, held = split_clients(clients, dataset.train.labels, federation.validation, seed)
     train, test = extract_dataset(dataset, clip, features, views, progress, encoder)
+    plain = None
+    if held is not None and views.kind != "none":  # validation images, like test images, have no augmentation
+        plain = extract_dataset(dataset, clip, features, None, progress, encoder)[0].values
     given: Tensor | OnlineViews = train.values
     if views.kind == "online":
         inputs = ViewInputs(plain_inputs(dataset, clip), views)
         given = OnlineViews(dataset.train.image, inputs, encoder.encode, encoder.device, features.workers)
-    return FederatedData(dataset, clients, given, test.values, (train.damaged, test.damaged))
+    damaged = (train.damaged, test.damaged)
+    return FederatedData(dataset, clients, given, test.values, damaged, held_out=held, plain_features=plain)
 
 
 def _without(indices: np.ndarray, damaged: Collection[int]) -> np.ndarray:

@@ -66,6 +66,32 @@ def mean_per_domain(
     return {domain: _mean(group) for domain, group in members.items()}
 
 
+def quality(confusion: Tensor, calibration: Tensor) -> dict[str, float]:
+    """What is said beside the mean over clients, over all test examples together, in percent.
+
+    ``weighted``: each example counts once, so that clients with more of them weigh more. ``balanced``: mean over the
+    classes that occur of the share of their examples that is found. ``ece``: expected calibration error, the mean over
+    examples of the distance between confidence and accuracy in their bin (Guo et al., ICML 2017, arXiv 1706.04599).
+
+    Args:
+        confusion: [C, C], true classes in rows.
+        calibration: [B, 3] of examples, sum of confidences and right ones, by bin.
+    """
+    found = [value for value in per_class(confusion.tolist()) if value is not None]
+    total = float(confusion.sum())
+    gaps = (calibration[:, 1] - calibration[:, 2]).abs()
+    return {
+        "weighted": 100 * float(confusion.trace()) / total,
+        "balanced": _mean(found),
+        "ece": 100 * float(gaps.sum()) / total,
+    }
+
+
+def per_class(confusion: Sequence[Sequence[int]]) -> list[float | None]:
+    """The share in percent of each class's examples that is found, of a confusion [C, C]; None without examples."""
+    return [100 * row[label] / sum(row) if sum(row) else None for label, row in enumerate(confusion)]
+
+
 def _percent(accuracies: Sequence[float] | np.ndarray | Tensor) -> np.ndarray:
     values = np.asarray(accuracies.cpu() if isinstance(accuracies, Tensor) else accuracies, dtype=np.float64)
     if values.ndim != 1:

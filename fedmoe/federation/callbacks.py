@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,13 +11,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedmoe.config import FederationConfig
+from fedmoe.federation.accuracy import per_class
 from fedmoe.federation.evaluation import Evaluation
 from fedmoe.federation.state import FederationState
-from fedmoe.io import append_jsonl
+from fedmoe.io import append_jsonl, write_json_atomic
 from fedmoe.protocol.method import Method
 from fedmoe.protocol.records import RoundContext
 from fedmoe.runs.checkpoint import StateStore
-from fedmoe.runs.records import Failure, RoundRecord
+from fedmoe.runs.records import Failure, RoundRecord, best_by_validation, read_rounds
 
 
 class FederationView(Protocol):
@@ -64,7 +66,10 @@ class Callback:
 
 
 class RunLog(Callback):
-    """Appends to rounds.jsonl, clients.jsonl and, where a client fails, failures.jsonl in the run folder."""
+    """Appends to rounds.jsonl, clients.jsonl and, where a client fails, failures.jsonl in the run folder.
+
+    confusion.json has the last evaluation's confusion over all clients (true classes in rows) and accuracy per class.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -74,19 +79,40 @@ class RunLog(Callback):
 
     def on_evaluation_end(self, run: FederationView, evaluation: Evaluation) -> None:
         append_jsonl(self.folder / "clients.jsonl", *(score.to_json() for score in evaluation.clients))
+        last = {"class_names": run.clients["class_names"], "confusion": evaluation.confusion}
+        write_json_atomic(self.folder / "confusion.json", {**last, "per_class": per_class(evaluation.confusion)})
 
     def on_round_end(self, run: FederationView, record: RoundRecord) -> None:
         append_jsonl(self.folder / "rounds.jsonl", record.to_json())
 
 
 class Checkpoint(Callback):
-    """Saves the state after each round. Comes after ``RunLog``: lines of a round without a checkpoint are dropped."""
+    """Saves the state after each round. Comes after ``RunLog``: lines of a round without a checkpoint are dropped.
 
-    def __init__(self, store: StateStore) -> None:
-        self.store = store
+    With validation splits, the checkpoint of the round with the best validation accuracy so far is kept as well.
+
+    Args:
+        folder: the run folder, whose earlier rounds count for the best one; None: only those of this process do.
+    """
+
+    def __init__(self, store: StateStore, folder: Path | None = None) -> None:
+        self.store, self.folder = store, folder
+        self._best = -math.inf
+
+    def on_run_start(self, run: FederationView) -> None:
+        if self.folder is None or run.rounds_done < 0:
+            return
+        best = best_by_validation(read_rounds(self.folder))
+        if best is not None:
+            self._best = best["validation"]
+            if best["round"] == run.rounds_done:  # it may have been interrupted before it was pinned
+                self.store.pin(run.rounds_done)
 
     def on_round_end(self, run: FederationView, record: RoundRecord) -> None:
         self.store.save(record.round, *run.state.flatten())
+        if record.validation is not None and record.validation["mean"] > self._best:
+            self._best = record.validation["mean"]
+            self.store.pin(record.round)
 
 
 class ProgressDisplay(Callback):

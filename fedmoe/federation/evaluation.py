@@ -6,12 +6,12 @@ Shape letters: K experts.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from fedmoe.federation.accuracy import mean_per_domain, summarize
+from fedmoe.federation.accuracy import mean_per_domain, quality, summarize
 from fedmoe.federation.fleet import Fleet
 from fedmoe.protocol.method import Method
 from fedmoe.protocol.records import Downlink, RoundContext, Scored, ScoreJob
@@ -31,6 +31,9 @@ class Evaluation:
     bytes_down: int  # downloaded for the evaluation alone
     failed: dict[str, str] = field(default_factory=dict)  # client -> why its fine-tuning came to nothing
     metrics: dict[str, float] = field(default_factory=dict)  # a method's own, averaged over test images
+    validation: dict[str, float] | None = None  # as accuracy, on the validation splits; None without them
+    quality: dict[str, float] | None = None  # percent: weighted, balanced, ece
+    confusion: list[list[int]] = field(default_factory=list)  # over all clients, true classes in rows
 
 
 def evaluate(
@@ -52,7 +55,13 @@ def evaluate(
             sent[client_id] = (downlink.expert_ids, downlink.nbytes)
             yield ScoreJob(client_id, context.round, server.known(client_id).version, downlink)
 
-    scored = {score.client_id: score for score in fleet.score(jobs())}
+    scored: dict[int, Scored] = {}
+    confusion = torch.zeros(0, dtype=torch.int64)
+    for score in fleet.score(jobs()):
+        sums = dict(score.sums)
+        own = sums.pop("confusion")  # [C, C]: added at once, as those of many clients would fill the memory
+        confusion = confusion + own if len(confusion) else own
+        scored[score.client_id] = replace(score, sums=sums)
     if scored.keys() != set(asked):
         raise ValueError(f"of the clients {asked}, {sorted(scored)} have answered")
     inorder = [scored[i] for i in asked]  # whichever answered first, sums are taken in this order
@@ -78,7 +87,15 @@ def evaluate(
         sum(size for _, size in sent.values()),
         {str(score.client_id): score.failed for score in inorder if score.failed is not None},
         _mean_metrics(inorder),
+        _validation(inorder),
+        quality(confusion, torch.stack([score.sums["calibration"] for score in inorder]).sum(dim=0)),
+        confusion.tolist(),
     )
+
+
+def _validation(scored: Sequence[Scored]) -> dict[str, float] | None:
+    counts = [score.sums["validation"].tolist() for score in scored if "validation" in score.sums]
+    return summarize([right / total for right, total in counts]) if counts else None
 
 
 def _mean_attention(scored: Sequence[Scored]) -> dict[str, Any] | None:

@@ -207,6 +207,7 @@ class Federation:
         record.bytes["evaluate_down"] = evaluation.bytes_down
         record.failed = {**evaluation.failed, **record.failed}
         record.metrics = {**record.metrics, **evaluation.metrics}
+        record.validation, record.quality = evaluation.validation, evaluation.quality
         self._call("on_evaluation_end", self, evaluation)
 
     def _drift(self, updates: Sequence[Update]) -> float | None:

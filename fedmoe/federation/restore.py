@@ -10,13 +10,13 @@ from fedmoe.federation.state import FederationState
 from fedmoe.runs.checkpoint import StateStore
 
 
-def read_state(store: StateStore) -> FederationState | None:
-    """The newest checkpoint that is whole, or None where there is none.
+def read_state(store: StateStore, best: bool = False) -> FederationState | None:
+    """The newest checkpoint that is whole, or the one chosen by validation (``best``); None where there is none.
 
     Raises:
         UserError: there are checkpoints, but none is whole, or they are of another format.
     """
-    return store.load(FederationState.unflatten)
+    return (store.load_pinned if best else store.load)(FederationState.unflatten)
 
 
 def restore(federation: Federation, state: FederationState, folder: Path) -> None:

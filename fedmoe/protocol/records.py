@@ -143,5 +143,7 @@ class Scored:
     client_id: int
     correct: int
     total: int
-    sums: Tensors = field(default_factory=dict)  # ``Method.analyse``, summed over the test images, float64
+    # What adds up over images and clients: ``confusion`` and ``calibration`` (client.counts), ``validation`` (right
+    # and all validation examples), and ``Method.analyse`` summed over the test images, float64.
+    sums: Tensors = field(default_factory=dict)
     failed: str | None = None  # why its fine-tuning came to nothing; then it is scored without

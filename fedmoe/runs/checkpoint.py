@@ -76,6 +76,34 @@ class StateStore:
         self._saved, self._digests = saved, digests
         self._collect()
 
+    def pin(self, round: int) -> None:
+        """Keep the checkpoint of a round that is on disk until another one is pinned."""
+        write_text_atomic(self.folder / "pinned.json", json.dumps({"round": round}))
+
+    def load_pinned(self, build: Callable[[Mapping[str, Tensor], Mapping[str, Any]], State]) -> State | None:
+        """The pinned checkpoint, or None where there is none.
+
+        Raises:
+            UserError: it is damaged or of another format.
+        """
+        pinned = self._pinned()
+        if pinned is None:
+            return None
+        try:
+            return self._read(pinned, build)
+        except _DAMAGE as error:
+            raise UserError(f"The checkpoint {pinned} is damaged: {error}.") from error
+
+    def _pinned(self) -> Path | None:
+        path = self.folder / "pinned.json"
+        try:
+            number = json.loads(path.read_bytes())["round"]
+        except FileNotFoundError:
+            return None
+        except _DAMAGE as error:
+            raise UserError(f"{path} is damaged ({error}); valid is what fit has written.") from error
+        return self.folder / f"round-{number:05d}.json" if type(number) is int else None
+
     def load(self, build: Callable[[Mapping[str, Tensor], Mapping[str, Any]], State]) -> State | None:
         """The newest checkpoint that is whole, or None where there is none.
 
@@ -135,10 +163,12 @@ class StateStore:
     def _collect(self) -> None:
         """Remove what the last rounds' manifests do not need."""
         manifests = self._manifests()
-        kept = manifests[-_KEPT:]
+        pinned = self._pinned()
+        kept = [path for path in manifests if path in manifests[-_KEPT:] or path == pinned]
         needed = {file for path in kept for file in json.loads(path.read_text())["files"]}
-        for path in manifests[:-_KEPT]:
-            path.unlink()
+        for path in manifests:
+            if path not in kept:
+                path.unlink()
         for path in self.folder.glob("round-*.safetensors"):
             if path.name not in needed:
                 path.unlink()

@@ -83,8 +83,10 @@ class RoundRecord(Record):
     failed: Annotated[dict[str, str], ByClient] = {}  # client -> why it was dropped
     privacy: dict[str, Number | None] | None = None  # epsilon spent so far, standard deviation of the noise
     metrics: dict[str, Number] = {}  # a method's own, by name
+    validation: dict[str, Number] | None = None  # as accuracy, on the validation splits
+    quality: dict[str, Number] | None = None  # over all test examples, percent: weighted, balanced, ece
 
-    LATER = frozenset({"evaluated", "failed", "privacy", "metrics"})
+    LATER = frozenset({"evaluated", "failed", "privacy", "metrics", "validation", "quality"})
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -175,9 +177,13 @@ class Summary(Record):
     bytes_evaluate_down: Integer = 0
     failed_clients: list[dict[str, Any]] = []
     privacy: Annotated[dict[str, Any], _with_keys("text")] | None = None  # text: what was spent, in words
+    last_five: dict[str, Number] | None = None  # mean accuracy over clients, mean of the last ``rounds`` evaluated
+    best_by_validation: dict[str, Number] | None = None  # round, its validation and its test accuracy; null without
+    quality: dict[str, Number] | None = None
+    provenance: dict[str, Any] | None = None
     versions: dict[str, Any]
 
-    LATER = frozenset(
+    LATER = frozenset({"last_five", "best_by_validation", "quality", "provenance"}) | frozenset(
         {"accuracy", "accuracy_per_domain", "seconds", "bytes_down", "bytes_up", "bytes_evaluate_down"}
         | {"failed_clients", "privacy"}
     )
@@ -234,6 +240,29 @@ def read_clients(folder: Path, num_clients: int, notes: list[str] | None = None)
             raise UserError(f"{path}, line {number}, {words}")
         scores.setdefault(score.round, {})[score.client] = score
     return scores
+
+
+def last_five(rounds: Sequence[RoundRecord]) -> dict[str, float]:
+    """The mean of the mean accuracies of the last five evaluated rounds (or as many as there are) after training began.
+
+    Beside the last round's, which a single round's luck moves more; never the best round's.
+    """
+    trained = [r for r in rounds if r.accuracy and r.round > 0] or [r for r in rounds if r.accuracy]
+    last = trained[-5:]
+    return {"accuracy": sum(r.accuracy["mean"] for r in last if r.accuracy) / len(last), "rounds": len(last)}
+
+
+def best_by_validation(rounds: Sequence[RoundRecord]) -> dict[str, float] | None:
+    """The round with the best validation accuracy, the earlier of equals; its test accuracy took no part in the choice.
+
+    None without validation splits.
+    """
+    known = [r for r in rounds if r.validation and r.accuracy]
+    if not known:
+        return None
+    best = max(known, key=lambda r: (r.validation or {})["mean"])
+    assert best.accuracy and best.validation
+    return {"round": best.round, "validation": best.validation["mean"], "accuracy": best.accuracy["mean"]}
 
 
 def read_log(path: Path, kind: type[R], notes: list[str] | None = None) -> list[R]:

@@ -17,6 +17,11 @@ METRICS: Mapping[str, str] = {
     "accuracy/min": "the worst client, percent",
     "accuracy/max": "the best client, percent",
     "accuracy/worst_decile": "mean over the worst tenth of the clients, percent",
+    "validation/accuracy/mean": "accuracy/mean on the validation splits, for choosing settings; percent",
+    "validation/accuracy/std": "accuracy/std on the validation splits, percent",
+    "quality/weighted": "accuracy over all test examples together, so that large clients weigh more; percent",
+    "quality/balanced": "mean over classes of the share of their test examples that is found, percent",
+    "quality/ece": "expected calibration error over all test examples, 15 bins; percent",
     "train/loss": "mean over the cohort of each client's mean loss over its local steps",
     "train/prompt_drift": "mean l2 distance of the cohort's prompts to the new global prompt",
     "clients/seen_share": "share of all clients that have taken part so far, in [0, 1]",
@@ -64,6 +69,8 @@ def round_row(record: Mapping[str, Any], num_clients: int) -> Row:
     groups = {"accuracy": record["accuracy"] or {}, "attention": record["attention"] or {}}
     groups["privacy"] = record.get("privacy") or {}
     groups |= {"seconds": record["seconds"], "bytes": record["bytes"], "train": {}, "clients": {}}
+    groups["quality"] = record.get("quality") or {}
+    groups["validation"] = {f"accuracy/{key}": value for key, value in (record.get("validation") or {}).items()}
     own = {
         "round": record["round"],
         "train/loss": record["train_loss"],

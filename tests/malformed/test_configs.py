@@ -23,6 +23,7 @@ OUTSIDE: dict[str, list[float]] = {
     "federation.clients": [0, -1],
     "federation.participation": [0, -0.5, 1.01],
     "federation.rounds": [-1],
+    "federation.validation": [-0.1, 1.0],
     "federation.local_epochs": [0],
     "federation.batch_size": [0],
     "federation.evaluate_every": [0],
