@@ -80,6 +80,26 @@ def test_a_resumed_store_goes_on_from_the_files_it_read(tmp_path: Path) -> None:
     assert {path.stem for path in tmp_path.glob("*.safetensors")} == {"round-00001", "round-00004", "round-00005"}
 
 
+def test_rounds_are_in_numeric_order_beyond_five_digits(tmp_path: Path) -> None:
+    """Names are padded to five digits, so "round-100000" sorts before "round-99999" as text."""
+    store, state = StateStore(tmp_path), _state(99_998)
+    for round in (99_998, 99_999, 100_000):
+        state.round = round
+        state.server.shared["prompt"] = torch.full((4, 3), float(round))
+        _save(store, state)
+    assert {path.name for path in tmp_path.glob("*.json")} == {"round-99999.json", "round-100000.json"}
+    store = StateStore(tmp_path)
+    loaded = read_state(store)
+    assert loaded is not None and loaded.round == 100_000
+    assert _equal(loaded, state)
+    loaded.round = 100_001
+    _save(store, loaded)
+    assert {path.name for path in tmp_path.glob("*.json")} == {"round-100000.json", "round-100001.json"}
+    (tmp_path / "round-100001.json").write_text("{")
+    fallen = read_state(StateStore(tmp_path))
+    assert fallen is not None and fallen.round == 100_000
+
+
 @pytest.mark.parametrize("suffix", ["json", "safetensors"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing"])
 def test_a_damaged_round_falls_back_to_the_one_before(

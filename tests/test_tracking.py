@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from federation_helpers import build_federation
+from fork_server import ForkServer
 
 from experiments.dashboard.workspace import SECTIONS
 from fedmoe.config import (
@@ -328,6 +329,59 @@ def test_offline_run_is_interrupted_continued_and_synced(
     assert server.runs[run_id]["settings"]["groupName"] == "digits/pFedMoAP"
 
 
+def test_offline_run_that_is_killed_loses_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL of the run and of W&B's process, as in a power cut: every round is in W&B's files, with its value."""
+    folder, log, program = tmp_path / "run", tmp_path / "log.txt", ForkServer()
+    settings = {"clients": 3, "local_epochs": 1, "batch_size": 64}
+    args = [
+        *("fit", f"--config={README.parents[2] / 'configs/embedded.yaml'}", "--method=PromptFL", "--data.shots=4"),
+        *(f"--output.dir={tmp_path}", "--output.name=run", f"--features.cache_dir={tmp_path / 'features'}"),
+        *(f"--federation.{key}={value}" for key, value in settings.items()),
+        "--tracking.wandb=offline",
+    ]
+
+    def starts() -> list[Path]:
+        return sorted((folder / "wandb").glob("offline-run-*"))
+
+    def killed(ready: Callable[[], bool]) -> None:
+        pid = program.start([*args, "--federation.rounds=100000"], log)
+        while not ready():
+            os.kill(pid, 0)  # it is alive
+        for process in [*children("wandb-core", pid), pid]:
+            os.kill(process, signal.SIGKILL)
+        assert program.wait()[0] == -signal.SIGKILL
+
+    try:
+        killed(lambda: (folder / "wandb.json").exists() and bool(rounds_of(folder)))
+        first = len(rounds_of(folder))
+        killed(lambda: len(starts()) == 2 and len(rounds_of(folder)) > first + 5)
+        last = len(rounds_of(folder)) + 2
+        program.start([*args, f"--federation.rounds={last}"], log)
+        assert program.wait()[0] == 0, log.read_text()[-3000:]
+        told = log.read_text()
+        program.start([*args, f"--federation.rounds={last}"], log)  # finished: nothing is sent again
+        assert program.wait()[0] == 0 and len(starts()) == 3
+    finally:
+        program.close()
+    found: dict[int, list[dict[str, Any]]] = {}
+    for start in starts():
+        server = WandbServer()
+        log_in(monkeypatch, server.url)
+        subprocess.run([sys.executable, "-m", "wandb", "sync", start], capture_output=True)
+        server.close()
+        for name in server.runs:
+            assert name == json.loads((folder / "wandb.json").read_text())["id"]
+            for row in server.history(name):
+                found.setdefault(row["round"], []).append(scalars(row))
+    expected = {int(record["round"]): record for record in csv_of(folder)}
+    assert sorted(expected) == list(range(last + 1))
+    for number, record in expected.items():  # what was sent before the kill may have other times
+        rows = [{n: v for n, v in row.items() if not n.startswith("seconds/")} for row in found[number]]
+        assert rows == [pytest.approx({n: v for n, v in record.items() if n in rows[0]})] * len(rows), number
+        assert {"round", "accuracy/mean", "clients/failed", "bytes/up"} <= set(rows[0])
+    assert re.search(r"^W&B: rounds 0 to \d+ are written again from rounds.jsonl, because", told, re.MULTILINE)
+
+
 def test_a_finished_run_is_sent_later(fit: Callable[..., Path], server: WandbServer) -> None:
     folder = fit(TrackingConfig())
     fit(TrackingConfig(wandb="online", timeout=20))
@@ -406,15 +460,15 @@ def test_log_that_raises(fit: Callable[..., Path], capfd: pytest.CaptureFixture[
     assert off(capfd.readouterr().err) and complete(folder)
 
 
-def children(name: str) -> list[int]:
-    """Processes that this one has started under a name."""
-    found = []
+def children(name: str, parent: int | None = None) -> list[int]:
+    """Processes that this one, or another, has started under a name."""
+    found, parent = [], parent or os.getpid()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             pid, rest = int(stat.parent.name), stat.read_text()
         except OSError:
             continue
-        if f"({name}" in rest and int(rest.rpartition(")")[2].split()[1]) == os.getpid():
+        if f"({name}" in rest and int(rest.rpartition(")")[2].split()[1]) == parent:
             found.append(pid)
     return found
 

@@ -113,7 +113,8 @@ def clear(folder: Path) -> None:
     are deleted without being followed.
 
     Raises:
-        UserError: the folder is neither; or another process works in it, or in a run inside.
+        UserError: the folder is neither; or another process works in it, in a run inside, or in the comparison that
+            it is part of.
     """
     if not os.path.lexists(folder):
         return
@@ -121,8 +122,9 @@ def clear(folder: Path) -> None:
     if problem:
         raise UserError(f"{problem}, so output.overwrite does not delete {folder}; choose another output.name.")
     runs = [path for path in _folders(folder) if path.name != "plots"] if _is_file(folder / "comparison.json") else []
+    whole = folder.absolute().parent
     with ExitStack() as stack:
-        for path in (folder, *runs):
+        for path in (*([whole] if _is_file(whole / "comparison.json") else []), folder, *runs):
             stack.enter_context(held(path))
         for path in (*runs, folder):
             _delete(path)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmoe.config import TrackingConfig, flatten
+from fedmoe.errors import printable
 from fedmoe.federation.callbacks import FederationView
 from fedmoe.federation.evaluation import Evaluation
-from fedmoe.io import write_json_atomic
+from fedmoe.io import read_regular, write_json_atomic
 from fedmoe.runs.records import RoundRecord
 from fedmoe.tracking.background import Background
 from fedmoe.tracking.base import Tracker, past_rounds
@@ -36,9 +37,13 @@ class WandbTracker(Tracker):
     """The run folder's W&B run: metrics of each round, tables and pictures at chosen rounds, a summary at the end.
 
     W&B works in a thread of its own, and a round never waits for it. Its first failure, whatever it is, is reported in
-    one sentence and ends W&B for this run; the run and its folder do not notice. The id of the W&B run is kept in
-    wandb.json, so that a resumed run continues it. Rounds that W&B does not have yet (done before it was turned on)
-    are sent from rounds.jsonl.
+    one sentence and ends W&B for this run; the run and its folder do not notice.
+
+    wandb.json keeps the id of the W&B run, so that a resumed run continues it, and ``rounds``: how many of the first
+    rounds W&B is known to have, because a start that sent them came to an orderly end. All others in rounds.jsonl are
+    sent when the run is resumed, without tables and pictures: they were done before W&B was turned on, or the process
+    was killed, and W&B's files may lack what it was given last. Offline, such a round may be in two of W&B's folders,
+    with the same values.
 
     Args:
         settings: resolved settings, nested; W&B's config has them under the names of the command line.
@@ -56,11 +61,12 @@ class WandbTracker(Tracker):
         self.report = report or (lambda text: print(text, file=sys.stderr))
         self._background: Background | None = None
         self._run: Any = None  # wandb.Run, of the thread
+        self._logged = 0  # rounds that W&B has been given, of the thread
         self._once: dict[str, Any] = {}
 
     def on_run_start(self, run: FederationView) -> None:
-        done, known = run.rounds_done, self._known_id()
-        if done >= run.config.rounds and known is not None:
+        done, (known, safe) = run.rounds_done, self._known()
+        if done >= run.config.rounds and known is not None and safe > done:
             return  # a finished run that W&B has
         from fedmoe.tracking.media import Details
 
@@ -69,11 +75,11 @@ class WandbTracker(Tracker):
         past = [round_row(record, run.config.participants) for record in past_rounds(self.folder)]
         group = self.config.group or f"{run.name}/{run.method.label}"
         try:
-            labels = self._details.labels(run) if known is None else None
+            labels = self._details.labels(run) if safe == 0 else None
         except Exception as error:
             background.fail(error)
             return
-        background.submit(partial(self._start, known, past, labels, group))
+        background.submit(partial(self._start, known, safe, past, labels, group))
 
     def on_evaluation_end(self, run: FederationView, evaluation: Evaluation) -> None:
         if self._on:
@@ -108,26 +114,37 @@ class WandbTracker(Tracker):
         if background is None:
             return
         patience = self.config.timeout + 5  # W&B itself gives up after the timeout
-        if not background.close(patience, lambda: self._finish(1 if background.failed else exit_code)):
+        if not background.close(patience, lambda: self._finish(exit_code, background.failed)):
             background.fail(TimeoutError(f"no answer within {self.config.timeout:g} seconds of the run's end"))
 
     def _failed(self, error: BaseException) -> None:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = printable(" ".join(str(error).split())).rstrip(".") or type(error).__name__
         again = ""
         if self._run is not None:
             again = f", and `wandb sync {Path(self._run.dir).parent}` can send what W&B has"
         self.report(f"W&B is off for this run: {reason}. The files in {self.folder} are complete{again}.")
 
-    def _known_id(self) -> str | None:
+    def _known(self) -> tuple[str | None, int]:
+        """The id of the folder's W&B run, None where it has none, and how many rounds W&B is known to have."""
         try:
-            found = json.loads((self.folder / "wandb.json").read_text())["id"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return found if isinstance(found, str) and found else None
+            found = json.loads(read_regular(self.folder / "wandb.json"))
+            name, rounds = found["id"], found.get("rounds", 0)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None, 0
+        if not (isinstance(name, str) and name):
+            return None, 0
+        return name, rounds if type(rounds) is int else 0
+
+    def _keep(self, rounds: int) -> None:
+        url = self._run.url if self.config.wandb == "online" else None
+        known = {"id": self._run.id, "project": self._run.project, "url": url, "rounds": rounds}
+        write_json_atomic(self.folder / "wandb.json", known)
 
     # In the thread
 
-    def _start(self, known: str | None, past: list[dict[str, Any]], labels: Image.Image | None, group: str) -> None:
+    def _start(
+        self, known: str | None, safe: int, past: list[dict[str, Any]], labels: Image.Image | None, group: str
+    ) -> None:
         import wandb
 
         config = self.config
@@ -159,20 +176,25 @@ class WandbTracker(Tracker):
         self._run = run
         run.define_metric("round")
         run.define_metric("*", step_metric="round")
-        url = run.url if config.wandb == "online" else None
-        write_json_atomic(self.folder / "wandb.json", {"id": run.id, "project": run.project, "url": url})
+        self._keep(safe)
         if labels is not None:
             self._once["clients/labels"] = wandb.Image(labels)
-        if url:
-            self.report(f"W&B: {url}")
-        # Online, W&B knows where the run stands; offline, a known run has all rounds in its earlier folders.
-        self._first = run.starting_step if config.wandb == "online" else 0 if known is None else len(past)
+        if config.wandb == "online" and run.url:
+            self.report(f"W&B: {run.url}")
+        # Online, W&B knows where the run stands; offline, only an orderly end shows what its files hold.
+        self._first = run.starting_step if config.wandb == "online" else safe
+        if known is not None and config.wandb == "offline" and self._first < len(past):
+            self.report(
+                f"W&B: rounds {self._first} to {len(past) - 1} are written again from rounds.jsonl, because an earlier "
+                "start was cut off and W&B's files may lack some of them."
+            )
         for row in past:
             self._log(row, {}, None)
 
     def _log(self, row: dict[str, Any], pictures: Mapping[str, Image.Image], table: tuple[Any, Any] | None) -> None:
         import wandb
 
+        self._logged = row["round"] + 1
         if row["round"] < self._first:
             return  # W&B has it
         data: dict[str, Any] = {name: value for name, value in row.items() if value is not None}
@@ -184,10 +206,12 @@ class WandbTracker(Tracker):
         self._once = {}
         self._run.log(data, step=row["round"], commit=True)
 
-    def _finish(self, exit_code: int) -> None:
+    def _finish(self, exit_code: int, failed: bool) -> None:
         if self._run is not None:
-            self._run.finish(exit_code=exit_code)
-            if self.config.wandb == "offline" and not exit_code:
+            self._run.finish(exit_code=1 if failed else exit_code)
+            if not failed:
+                self._keep(self._logged)
+            if self.config.wandb == "offline" and not exit_code and not failed:
                 self.report(f"W&B: written offline; `wandb sync {Path(self._run.dir).parent}` sends it.")
 
     def _name(self) -> str:
