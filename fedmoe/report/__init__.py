@@ -51,20 +51,21 @@ def plan_comparison(path: Path, labels: Sequence[str]) -> None:
 
 
 def _report_run(run: Run, console: Console) -> None:
-    from fedmoe.report import plots, tables
+    from fedmoe.report import accuracy, plots, tables
     from fedmoe.report.outside import require_own
+    from fedmoe.report.plot_style import save
 
     figures = {"label_distribution": plots.label_distribution(run.labels)}
     if run.evaluated:
-        figures["accuracy_over_rounds"] = plots.accuracy_over_rounds(run)
-    if plots.last_accuracies(run) is not None:
-        figures["client_accuracies"] = plots.client_accuracies({run.label: run})
+        figures["accuracy_over_rounds"] = accuracy.accuracy_over_rounds(run)
+    if accuracy.last_accuracies(run) is not None:
+        figures["client_accuracies"] = accuracy.client_accuracies({run.label: run})
     if any(r.attention for r in run.rounds):
         figures["expert_attention"] = plots.expert_attention(run)
     files = {require_own(run.path, run.path / "plots" / f"{name}.png"): figure for name, figure in figures.items()}
     try:
         for file, figure in files.items():
-            plots.save(figure, file)
+            save(figure, file)
     except OSError as error:
         raise UserError(_not_written(run.path, error)) from None
     tables.show(tables.run_table(run), console)
@@ -73,15 +74,16 @@ def _report_run(run: Run, console: Console) -> None:
 
 def _report_comparison(comparison: Comparison, console: Console) -> None:
     from fedmoe.io import write_json_atomic, write_text_atomic
-    from fedmoe.report import plots, tables
+    from fedmoe.report import accuracy, plots, tables
     from fedmoe.report.outside import require_own
+    from fedmoe.report.plot_style import save
 
     path, figures = comparison.path, {}
     runs = {label: run for label, run in comparison.runs.items() if run.last}
     if runs:
-        figures["accuracy_over_rounds"] = plots.compare_over_rounds(runs)
-    if any(plots.last_accuracies(run) is not None for run in runs.values()):
-        figures["client_accuracies"] = plots.client_accuracies(runs)
+        figures["accuracy_over_rounds"] = accuracy.compare_over_rounds(runs)
+    if any(accuracy.last_accuracies(run) is not None for run in runs.values()):
+        figures["client_accuracies"] = accuracy.client_accuracies(runs)
     if comparison.same_clients:
         figures["label_distribution"] = plots.label_distribution(next(iter(comparison.runs.values())).labels)
     table = tables.comparison_table(comparison)
@@ -90,7 +92,7 @@ def _report_comparison(comparison: Comparison, console: Console) -> None:
         require_own(path, path / name)
     try:
         for file, figure in files.items():
-            plots.save(figure, file)
+            save(figure, file)
         results = {**comparison.manifest, "results": tables.comparison_results(comparison)}
         write_json_atomic(path / "comparison.json", results)  # keeps what others wrote there
         write_text_atomic(path / "comparison.md", tables.to_markdown(table))
