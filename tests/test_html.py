@@ -194,7 +194,9 @@ def test_curve_and_band(mine: Page) -> None:
     (band,) = [
         mark for mark in marks(chart, fill=OURS) if mark[1].get("fill-opacity", mark[1].get("opacity")) == "0.18"
     ]
-    edges = {(x, round((zero - y) / slope, 1)) for x, y in outlines(band[1]["d"])[0]}
+    (outline,) = [path for path in chart.iter("path") if f"#{path.get('id')}" == band[1]["href"]]
+    right, up = (float(band[1][key]) for key in ("x", "y"))
+    edges = {(x + right, round((zero - up - y) / slope, 1)) for x, y in outlines(outline.attrib["d"])[0]}
     assert edges == {(x0, 26.0), (x0, 74.0), (x2, 56.0), (x2, 90.0)}
     assert {"communication round", "accuracy, %", "75.0"} <= set(mine.texts("text"))
 
@@ -372,8 +374,9 @@ def test_light_and_dark_have_the_same_variables(mine: Page) -> None:
 
 def test_every_colour_of_a_picture_changes_in_the_dark(mine: Page) -> None:
     rules = mine.texts("style")[0].split("@media (prefers-color-scheme: dark)")[2]
-    changed = {(key, day): new for key, day, also, new in
-               re.findall(r"svg \[(fill|stroke)=\"(#\w{6})\"\] \{ (fill|stroke): (#\w{6}); \}", rules) if key == also}  # fmt: skip
+    found = re.findall(r'svg \[(fill|stroke)="(#\w{6})"\] \{ (fill|stroke): (#\w{6}); \}', rules)
+    assert all(key == also for key, _, also, _ in found)
+    changed = {(key, day): new for key, day, _, new in found}
     used = {(key, mark[1][key]) for chart in mine.charts() for mark in marks(chart) for key in ("fill", "stroke")
             if mark[1].get(key, "none") != "none"}  # fmt: skip
     assert {("fill", INK), ("stroke", PALE), ("fill", OURS), ("stroke", OURS), ("fill", COUNTS[5])} <= used

@@ -498,6 +498,14 @@ def test_files_of_both_kinds_are_the_same_every_time(suffix: str, magic: bytes, 
     assert files[0].read_bytes() == files[1].read_bytes() and files[0].read_bytes().startswith(magic)
 
 
+def test_plots_are_written_as_pdf_on_request(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "c" / "run")
+    for path in (run, write_comparison(tmp_path / "c", ["run"])):
+        report(path, Console(file=io.StringIO()), pdf=True)
+        kinds = [{file.stem for file in (path / "plots").iterdir() if file.suffix == kind} for kind in (".png", ".pdf")]
+        assert kinds[0] == kinds[1] and len(kinds[0]) >= 3
+
+
 def test_the_picture_of_a_partition_has_test_examples_too(tmp_path: Path) -> None:
     labels = read_run(write_run(tmp_path / "run")).labels  # on each client 1 cat, 2 dogs; for tests 5 of both
     train_only, both = label_distribution(labels), label_distribution(labels, test=True)

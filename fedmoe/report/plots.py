@@ -68,7 +68,7 @@ def label_distribution(labels: LabelCounts, test: bool = False) -> Chart:
             for tick, name in zip(axes.get_yticklabels(), labels.class_names, strict=True):
                 chart.hover(tick, name)
         else:
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=ROUND_STEPS))
         kind = "class" if num_classes > 24 else ""
         axes.set_ylabel(", ".join(filter(None, [kind, part])) if test else kind)
     for axes in panels:
@@ -86,7 +86,7 @@ def label_distribution(labels: LabelCounts, test: bool = False) -> Chart:
     ]
     chart.legend(handles=keys, title="examples of a class on a client", loc="outside lower right", ncols=len(keys))
     if test:
-        top.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0)
+        chart.legend(handles=top.containers, title="sums", loc="outside lower left", ncols=2)
     above: Any = {"transform": top.get_xaxis_transform(), "ha": "center", "fontsize": 9, "color": GREY}
     for first, stop, name in _domain_groups(labels.domains):
         cut = fitting(short(name, 40), 9, (WIDTH - 1.2) * (stop - first) / num_clients)
@@ -120,7 +120,7 @@ def _cells(axes: Axes, levels: np.ndarray, drawn: np.ndarray, palette: Sequence[
     rows, columns = levels.shape
     few = max(rows, columns) <= 60
     half = 0.47 if few else 0.5
-    square = np.array([(-half, -half), (half, -half), (half, half), (-half, half), (-half, -half)])
+    square = np.array([(-half, -half), (half, -half), (half, half), (-half, half)])
     for level, colour in enumerate(palette):
         places = np.argwhere(drawn & (levels == level))[:, ::-1]  # [cells, 2]: x, y
         if len(places):
