@@ -357,6 +357,9 @@ def test_every_picture_is_described_and_grows_with_the_page(mine: Page) -> None:
         assert chart.attrib["role"] == "img" and re.fullmatch(r".{30,}\.", chart.attrib["aria-label"])
         wide, high = (float(side) for side in chart.attrib["viewBox"].split()[2:])
         assert float(chart.attrib["width"]) / float(chart.attrib["height"]) == pytest.approx(wide / high, abs=0.01)
+    strips = [mark for chart in mine.charts() for mark in marks(chart, **{"class": "hit"})]
+    assert len(strips) == 2 + 4 + 1 + 3 + 3  # rounds evaluated, clients, client with experts, rounds twice
+    assert all(title and "fill" not in attributes for _, attributes, title, _ in strips)  # the style sheet's business
     assert "svg.chart { display: block; max-width: 100%; height: auto;" in mine.source
 
 

@@ -1,4 +1,4 @@
-"""What a run or a comparison leaves for people: the table at its end, plots, and a Markdown table.
+"""What people see of a run or a comparison: a table in the terminal, plots, a Markdown table, and a page.
 
 ``report`` works on finished, interrupted and running runs alike, and only reads and writes their folder.
 """

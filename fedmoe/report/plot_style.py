@@ -103,14 +103,14 @@ class Chart(Figure):
     Attributes:
         description: a sentence for those who cannot see the chart.
         hovers: id of an artist -> what the pointer finds on each of its marks.
-        strips_ids: those of them that are not seen before the pointer is over them.
+        hidden: those of them that are not seen before the pointer is over them.
         head: height in inches of heading and caption.
     """
 
     def __init__(self, height: float, heading: str = "", caption: str = "", width: float = WIDTH) -> None:
         self.heading, self.caption, self.description = one_line(heading), one_line(caption), ""
         self.hovers: dict[str, Sequence[str]] = {}
-        self.strips_ids: list[str] = []
+        self.hidden: set[str] = set()
         self.head = 0.62 if heading else 0.0
         top = 1 - (0.72 if heading else 0.02) / height
         super().__init__(figsize=(width, height), layout=ConstrainedLayoutEngine(rect=(0.005, 0.01, 0.985, top)))
@@ -140,7 +140,7 @@ class Chart(Figure):
         strips.set_in_layout(False)
         axes.add_collection(strips, autolim=False)
         self.hover(strips, *words)
-        self.strips_ids.append(str(strips.get_gid()))
+        self.hidden.add(str(strips.get_gid()))
 
 
 def styled(function: Callable[P, F]) -> Callable[P, F]:

@@ -39,7 +39,7 @@ def inline(chart: Chart, name: str) -> Html:
             group.clear()
         for mark, words in zip(_marks(group), chart.hovers.get(gid, ()), strict=False):
             ElementTree.SubElement(mark, "title").text = words
-    _tidy(root, f"{name}-", set(chart.strips_ids))
+    _tidy(root, f"{name}-", chart.hidden)
     width, height = (72 * side for side in chart.get_size_inches())
     top = 72 * chart.head
     size = {
@@ -66,40 +66,42 @@ def _marks(node: Element) -> Iterator[Element]:
             yield from _marks(child)
 
 
-def _tidy(node: Element, prefix: str, strips: set[str], *, defined: bool = False, strip: bool = False) -> None:
-    """Make the attributes of ``node`` and of all below it plain and short, and drop what is not needed."""
-    strip = strip or node.get("id") in strips
+def _tidy(node: Element, prefix: str, hidden: set[str], *, defined: bool = False, strip: bool = False) -> None:
+    """Make the attributes of ``node`` and of all below it plain and short, and drop what is not needed.
+
+    Args:
+        prefix: of all ids, so that those of two charts differ.
+        hidden: ids of the groups of strips, which the style sheet paints.
+        defined: whether the node is a shape for others to use.
+        strip: whether it is in one of ``hidden``.
+    """
+    opens = node.get("id") in hidden
+    strip = strip or opens
     for child in list(node):
-        _tidy(child, prefix, strips, defined=node.tag == "defs", strip=strip)
-        unseen = child.get("fill") == "none" and "stroke" not in child.attrib and not defined and not strip
+        if child.tag not in _DROPPED:
+            _tidy(child, prefix, hidden, defined=node.tag == "defs", strip=strip)
+        unseen = child.get("fill") == "none" and "stroke" not in child.attrib and not strip and node.tag != "defs"
         hollow = child.tag in ("g", "defs") and not len(child)
-        if child.tag in _DROPPED or hollow or (child.tag == "path" and unseen and node.tag != "defs"):
+        if child.tag in _DROPPED or hollow or unseen:
             node.remove(child)
-    given, found = dict(node.attrib), {}
-    for pair in filter(None, given.pop("style", "").split("; ")):
-        key, _, value = pair.partition(": ")
-        found[key] = value
-    found |= {key.rpartition("}")[2]: value for key, value in given.items()}
-    for key in ("font-family", "clip-path"):
+    found = dict(pair.split(": ", 1) for pair in node.attrib.pop("style", "").split("; ") if pair)
+    found |= {key.rpartition("}")[2]: value for key, value in node.attrib.items()}
+    name = found.pop("id", "")
+    for key in ("font-family", "clip-path", *(["fill"] if strip else [])):
         found.pop(key, None)
     if found.get("transform", "").startswith("rotate(-0 "):
         del found["transform"]
-    if "href" in found:
-        found["href"] = f"#{prefix}{found['href'][1:]}"
-    if "d" in found:
-        found["d"] = _path(found["d"])
     if node.tag in _MARKS and not defined and not strip:
         found.setdefault("fill", "#000000")  # which matplotlib leaves out
-    if strip:
-        found.pop("fill", None)
-        if node.get("id") in strips:
-            found["class"] = "hit"
+    found = {key: _path(value) if key == "d" else _NUMBER.sub(_rounded, value) for key, value in found.items()}
+    if "href" in found:
+        found["href"] = f"#{prefix}{found['href'][1:]}"
     if defined:
-        found["id"] = prefix + found["id"] if "id" in found else prefix
-    else:
-        found.pop("id", None)
+        found["id"] = prefix + name
+    if opens:
+        found["class"] = "hit"
     node.attrib.clear()
-    node.attrib.update({k: v if k in ("d", "href", "id") else _NUMBER.sub(_rounded, v) for k, v in found.items()})
+    node.attrib.update(found)
     if node.tag == "g" and len(node) > 1:
         _raise_common(node)
 
