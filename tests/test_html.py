@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
+import numpy as np
 import pytest
 import yaml
+from matplotlib.colors import to_hex
 from test_report import OTHER, write_comparison, write_run
 
 from fedmoe.errors import UserError
-from fedmoe.report.html import bright, luminance, write_page
-from fedmoe.report.page_charts import level_bounds, shade
-from fedmoe.report.page_curves import _apart
-from fedmoe.report.plot_style import METHOD_COLOURS, OTHER_COLOURS
-from fedmoe.report.svg import Frame, el, ticks
+from fedmoe.report.elements import el
+from fedmoe.report.html import write_page
+from fedmoe.report.plot_style import (
+    COUNTS,
+    INK,
+    METHOD_COLOURS,
+    NIGHT,
+    OTHER_COLOURS,
+    PALE,
+    PAPER,
+    QUIET,
+    bright,
+    dark,
+    luminance,
+    night,
+)
+from fedmoe.report.plots import level_bounds, shade
+from fedmoe.report.svg import _path
 
+OURS, COOP, PROMPTFL = (METHOD_COLOURS[name].lower() for name in ("PFedMoAP", "CoOp", "PromptFL"))
 VOID = {"meta", "br", "img", "input", "link", "hr"}
 SECTIONS = [
     "Result",
@@ -64,8 +82,13 @@ class Page(HTMLParser):
     def texts(self, tag: str) -> list[str]:
         return [text for name, _, text in self.elements if name == tag]
 
-    def of_class(self, *classes: str) -> list[tuple[str, dict[str, str | None], str]]:
-        return [e for e in self.elements if set(classes) <= set((e[1].get("class") or "").split())]
+    def charts(self) -> list[Element]:
+        """The pictures in order; each is XML of its own."""
+        return [ElementTree.fromstring(found) for found in re.findall(r"<svg .*?</svg>", self.source, re.DOTALL)]
+
+    def chart(self, words: str) -> Element:
+        """The first picture whose description contains ``words``."""
+        return next(chart for chart in self.charts() if words in chart.attrib["aria-label"])
 
     @property
     def hovers(self) -> list[str]:
@@ -80,17 +103,77 @@ def page_of(path: Path) -> Page:
     return Page(page)
 
 
-def squares(elements: Sequence[tuple[str, dict[str, str | None], str]]) -> list[tuple[int, int]]:
-    """Column and row of each cell."""
-    found = [re.findall(r"M([\d.]+) ([\d.]+)h", e[1]["d"] or "") for e in elements]
-    return [(int(float(x)), int(float(y))) for path in found for x, y in path]
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return page_of(write_run(tmp_path_factory.mktemp("page") / "mine"))
+
+
+Mark = tuple[str, dict[str, str], str, str]  # tag, attributes with those of its groups, title, text
+Points = list[tuple[float, float]]
+
+
+def marks(node: Element, **wanted: str) -> list[Mark]:
+    """What is drawn, in order, where the attributes have the wanted values; ``stroke_width`` is stroke-width."""
+
+    def walk(node: Element, known: Mapping[str, str]) -> Iterator[Mark]:
+        for child in node:
+            attributes = {**known, **child.attrib}
+            if child.tag in ("path", "use", "text"):
+                yield child.tag, attributes, child.findtext("title") or "", child.text or ""
+            elif child.tag == "g":
+                yield from walk(child, attributes)
+
+    pairs = {key.replace("_", "-"): value for key, value in wanted.items()}
+    return [mark for mark in walk(node, {}) if all(mark[1].get(key) == value for key, value in pairs.items())]
+
+
+def outlines(data: str) -> list[Points]:
+    """The corners of each part of a path of straight lines."""
+    parts: list[Points] = []
+    for command, rest in re.findall(r"([A-Za-z])([^A-Za-z]*)", data):
+        numbers = [float(number) for number in rest.split()]
+        if command == "M":
+            parts.append([(numbers[0], numbers[1])])
+        elif command != "z":
+            x, y = parts[-1][-1]
+            parts[-1].append({"L": tuple(numbers), "H": (numbers[0], y), "V": (x, numbers[0])}[command])  # type: ignore[arg-type]
+    return parts
+
+
+def scale(chart: Element) -> tuple[float, float]:
+    """Of the accuracy axis: the y coordinate of 0, and by how much it falls with each point, from grid and labels."""
+    grid = sorted({outlines(attributes["d"])[0][0][1] for _, attributes, *_ in marks(chart, stroke=PALE)})
+    labels = sorted((float(words) for *_, words in marks(chart, text_anchor="end") if words), reverse=True)
+    assert len(grid) == len(labels) >= 2
+    slope = (grid[-1] - grid[0]) / (labels[0] - labels[-1])
+    return grid[-1] + slope * labels[-1], slope
+
+
+def cells(chart: Element, colour: str) -> list[tuple[str, str]]:
+    """Names of column and row of each cell of a colour."""
+    named = [(a, words) for tag, a, _, words in marks(chart) if tag == "text" and "transform" not in a]
+    across = {float(a["x"]): words for a, words in named if a.get("text-anchor") == "middle"}
+    down = {float(a["y"]): words for a, words in named if a.get("text-anchor") == "end"}
+    found = []
+    for _, attributes, *_ in marks(chart, fill=colour):
+        for corners in outlines(attributes.get("d", "")) if len(outlines(attributes.get("d", ""))[0]) > 3 else ():
+            x, y = np.mean(corners[:4], axis=0)
+            # a label's y is its base line, below the middle of its row
+            found.append(
+                (across[min(across, key=lambda at: abs(at - x))], down[min(down, key=lambda at: abs(at - 3 - y))])
+            )
+    return found
+
+
+def dots(chart: Element, colour: str = OURS) -> list[Mark]:
+    return [mark for mark in marks(chart, fill=colour, fill_opacity="0.75") if mark[0] == "use"]
 
 
 # What a page says
 
 
-def test_page_of_a_run(tmp_path: Path) -> None:
-    page = page_of(write_run(tmp_path / "mine"))
+def test_page_of_a_run(mine: Page) -> None:
+    page = mine
     assert page.texts("h1") == ["pFedMoAP"] and page.texts("h2") == SECTIONS
     assert "Run mine, 4 clients, seed 7, round 2, finished." in page.texts("p")
     # down: (3000 + 5000) / 2; seconds: 2 x 2 + 2 x 0.5 + 3 x 0.25
@@ -99,80 +182,91 @@ def test_page_of_a_run(tmp_path: Path) -> None:
     assert page.texts("strong") == ["2", "75.00", "16.58", "50.00", "50.00", "0.5000"]  # last of the rounds
 
 
-def test_curve_and_band(tmp_path: Path) -> None:
-    page = page_of(write_run(tmp_path / "mine"))
+def test_curve_and_band(mine: Page) -> None:
     # 20 40 60 80: the 10th percentile lies 0.3 of the way from 20 to 40; 50 70 90 90: 0.3 of the way from 50 to 70
-    assert "round 0: mean 50.00 %; 10th to 90th percentile of clients 26.00 to 74.00 %" in page.hovers
-    assert "round 2: mean 75.00 %; 10th to 90th percentile of clients 56.00 to 90.00 %" in page.hovers
-    (curve,) = page.of_class("curve")
-    (x0, y0), (x2, y2) = [map(float, p.split()) for p in (curve[1]["d"] or "")[1:].split("L")]
-    grid = [float(e[1]["y1"] or 0) for e in page.of_class("grid")]  # the first chart's come first, from the bottom up
-    marks = [float(e[2]) for e in page.of_class("tick", "end")[:2]]
-    per_point = (grid[0] - grid[1]) / (marks[1] - marks[0])
-    assert x0 < x2 and (y0 - y2) / per_point == pytest.approx(25, abs=0.01)
-    assert y0 == pytest.approx(grid[0] - per_point * (50 - marks[0]), abs=0.01)
-    (outline,) = page.of_class("band", "s0")[:1]
-    ys = [float(p.split()[1]) for p in (outline[1]["d"] or "")[1:-1].split("L")]
-    assert (ys[0] - ys[1]) / per_point == pytest.approx(90 - 74, abs=0.01)  # the upper edge, forwards
-    assert (ys[3] - ys[2]) / per_point == pytest.approx(56 - 26, abs=0.01)  # the lower edge, backwards
+    assert "round 0: mean 50.00 %; 10th to 90th percentile of clients 26.00 to 74.00 %" in mine.hovers
+    assert "round 2: mean 75.00 %; 10th to 90th percentile of clients 56.00 to 90.00 %" in mine.hovers
+    chart = mine.chart("mean accuracy over clients from round 0 to round 2")
+    zero, slope = scale(chart)
+    (curve,) = [mark for mark in marks(chart, stroke=OURS, fill="none") if mark[0] == "path"]
+    ((x0, y0), (x2, y2)), *_ = outlines(curve[1]["d"])
+    assert x0 < x2 and [(zero - y) / slope for y in (y0, y2)] == pytest.approx([50, 75], abs=0.05)
+    (band,) = [
+        mark for mark in marks(chart, fill=OURS) if mark[1].get("fill-opacity", mark[1].get("opacity")) == "0.18"
+    ]
+    (outline,) = [path for path in chart.iter("path") if f"#{path.get('id')}" == band[1]["href"]]
+    right, up = (float(band[1][key]) for key in ("x", "y"))
+    edges = {(x + right, round((zero - up - y) / slope, 1)) for x, y in outlines(outline.attrib["d"])[0]}
+    assert edges == {(x0, 26.0), (x0, 74.0), (x2, 56.0), (x2, 90.0)}
+    assert {"communication round", "accuracy, %", "75.0"} <= set(mine.texts("text"))
 
 
 def test_without_every_client_the_band_is_a_standard_deviation(tmp_path: Path) -> None:
     run = write_run(tmp_path / "mine")
     (run / "clients.jsonl").write_text("")
     page = page_of(run)
-    assert "Line: mean over clients. Band: ± one standard deviation of clients." in page.texts("p")
+    words = "4 clients, each on its own test split. Line: mean over clients; band: ± one standard deviation of clients."
+    assert words in page.texts("p")
     assert "round 2: mean 75.00 %; ± one standard deviation of clients 58.42 to 91.58 %" in page.hovers  # 75 ± 16.58
     assert "Distribution over clients" not in page.texts("h2")
     assert "pFedMoAP: clients.jsonl has 0 of 4 clients in round 2." in page.texts("li")
 
 
-def test_dots_are_the_clients_of_the_last_round(tmp_path: Path) -> None:
-    page = page_of(write_run(tmp_path / "mine"))
-    dots = page.of_class("dot")
-    assert [e[2] for e in dots] == [
+def test_dots_are_the_clients_of_the_last_round(mine: Page) -> None:
+    found = dots(mine.chart("Accuracy of every client"))
+    assert [title for _, _, title, _ in found] == [
         "client 0 (photo): 50.00 %, 5 of 10 right",
         "client 1 (photo): 70.00 %, 7 of 10 right",
         "client 2 (sketch): 90.00 %, 9 of 10 right",
         "client 3 (sketch): 90.00 %, 9 of 10 right",
     ]
-    x = [float(e[1]["cx"] or 0) for e in dots]
+    x = [float(attributes["x"]) for _, attributes, *_ in found]
     assert x[2] == x[3] and x[2] - x[1] == pytest.approx(x[1] - x[0], abs=0.02)
-    assert dots[2][1]["cy"] != dots[3][1]["cy"]  # equal ones lie beside each other
+    assert found[2][1]["y"] != found[3][1]["y"]  # equal ones lie beside each other
 
 
-def test_heat_map_of_labels(tmp_path: Path) -> None:
-    page = page_of(write_run(tmp_path / "mine"))  # each of 4 clients has 1 cat and 2 dogs
-    assert sorted(squares(page.of_class("cell", "h1"))) == [(client, 0) for client in range(4)]
-    assert sorted(squares(page.of_class("cell", "h6"))) == [(client, 1) for client in range(4)]
-    assert "client 3 (sketch): 3 training examples\ndog 2\ncat 1" in page.hovers
-    assert {"cat", "dog", "photophoto", "sketchsketch"} <= set(page.texts("text"))  # names of domains have a title
+def test_heat_map_of_labels(mine: Page) -> None:
+    chart = mine.chart("Label distribution")  # each of 4 clients has 1 cat and 2 dogs
+    legend = {"1": COUNTS[0], "2": COUNTS[5]}
+    assert sorted(cells(chart, legend["1"]))[:4] == [(str(client), "cat") for client in range(4)]
+    assert sorted(cells(chart, legend["2"]))[:4] == [(str(client), "dog") for client in range(4)]
+    assert not any(marks(chart, fill=colour) for colour in COUNTS[1:5])
+    assert {"examples of a class on a client", *legend} <= {words for *_, words in marks(chart)}
+    assert "client 3 (sketch): 3 training examples\ndog 2\ncat 1" in mine.hovers
+    titled = {(words, title) for _, _, title, words in marks(chart)}
+    assert {("cat", "cat"), ("dog", "dog"), ("photo", "photo"), ("sketch", "sketch")} <= titled
 
 
 def test_colours_of_counts() -> None:
     assert level_bounds(36) == [1, 4, 9, 16, 25, 36]
     assert level_bounds(2) == [1, 2] and level_bounds(1) == [1] and level_bounds(0) == [1]
-    assert [shade(i, 2) for i in range(2)] == [1, 6] and [shade(i, 6) for i in range(6)] == [1, 2, 3, 4, 5, 6]
+    assert [shade(i, 2) for i in range(2)] == [0, 5] and [shade(i, 6) for i in range(6)] == [0, 1, 2, 3, 4, 5]
+    assert shade(0, 1) == 5
 
 
-def test_experts_and_attention(tmp_path: Path) -> None:
-    page = page_of(write_run(tmp_path / "mine"))
-    assert squares(page.of_class("cell", "mark")) == [(1, 0), (2, 0)]  # client 0 uses the prompts of 1 and 2
-    assert "client 0 uses the prompts of 1, 2" in page.hovers
-    assert {"local expert: 0.5000", "non-local expert 1: 0.3000", "non-local expert 2: 0.2000"} <= set(page.hovers)
-    bars = {e[2]: e for e in page.elements if e[0] == "rect" and "expert" in e[2]}
-    local, first = (float(bars[k][1]["height"] or 0) for k in ("local expert: 0.5000", "non-local expert 1: 0.3000"))
+def test_experts_and_attention(mine: Page) -> None:
+    chart = mine.chart("have experts in round 2")
+    assert cells(chart, "#3d7ea6") == [("1", "0"), ("2", "0")]  # client 0 uses the prompts of 1 and 2
+    assert "client 0 uses the prompts of 1, 2" in mine.hovers
+    assert {"local expert: 0.5000", "non-local expert 1: 0.3000", "non-local expert 2: 0.2000"} <= set(mine.hovers)
+    bars = {title: attributes for _, attributes, title, _ in marks(mine.chart("mean attention")) if "expert" in title}
+    sides = {title: [y for _, y in outlines(attributes["d"])[0]] for title, attributes in bars.items()}
+    local, first = (np.ptp(sides[title]) for title in ("local expert: 0.5000", "non-local expert 1: 0.3000"))
     assert first / local == pytest.approx(0.6, abs=0.001)
-    assert "0.3333" in page.texts("text")  # equal shares of three
+    assert [attributes["fill"] for attributes in bars.values()] == [OURS, QUIET, QUIET]
+    assert "0.3333" in mine.texts("text")  # equal shares of three
 
 
-def test_costs(tmp_path: Path) -> None:
-    page = page_of(write_run(tmp_path / "mine"))
-    assert {"training: 4 s", "evaluation: 1 s", "rest: 0.75 s"} <= set(page.hovers)
-    assert "5.75 s" in page.texts("text")
-    assert {"down: 4.0 kB", "up: 1.0 kB", "down for the evaluation: 1.0 kB"} <= set(page.hovers)
-    assert "round 1\ntraining 2 s\nevaluation 0.0 s\nrest 0.25 s" in page.hovers
-    assert "round 2\ndown 5.0 kB\nup 1.0 kB\ndown for the evaluation 2.0 kB" in page.hovers
+def test_costs(mine: Page) -> None:
+    assert {"training: 4 s", "evaluation: 1 s", "rest: 0.75 s"} <= set(mine.hovers)
+    assert "5.75 s" in mine.texts("text")
+    assert {"down: 4.0 kB", "up: 1.0 kB", "down for the evaluation: 1.0 kB"} <= set(mine.hovers)
+    assert "round 1\ntraining 2 s\nevaluation 0.0 s\nrest 0.25 s" in mine.hovers
+    assert "round 2\ndown 5.0 kB\nup 1.0 kB\ndown for the evaluation 2.0 kB" in mine.hovers
+    parts = {title: attributes for _, attributes, title, _ in marks(mine.chart("Seconds by phase")) if title}
+    wide = [np.ptp([x for x, _ in outlines(parts[name]["d"])[0]]) for name in ("training: 4 s", "evaluation: 1 s")]
+    assert wide[0] / wide[1] == pytest.approx(4, abs=0.01)
+    assert mine.chart("Seconds by phase").attrib["aria-label"].endswith("pFedMoAP 5.75 s.")
 
 
 def test_comparison_with_missing_and_unfinished_runs(tmp_path: Path) -> None:
@@ -187,14 +281,17 @@ def test_comparison_with_missing_and_unfinished_runs(tmp_path: Path) -> None:
     assert {"C: has not begun yet."} <= set(page.texts("li"))
     assert "round 2\npFedMoAP 75.00 %\nPromptFL 70.00 %" in page.hovers
     assert [h for h in page.texts("h3") if h in ("pFedMoAP", "PromptFL")] == ["pFedMoAP", "PromptFL"]
-    assert len(page.of_class("dot", "s0")) == len(page.of_class("dot", "s1")) == 4
+    chart = page.chart("Accuracy of every client")
+    assert len(dots(chart)) == len(dots(chart, PROMPTFL)) == 4
 
 
 def test_level_lines_are_the_last_result(tmp_path: Path) -> None:
     write_run(tmp_path / "c" / "A")
     write_run(tmp_path / "c" / "B", {0: OTHER[0], 1: OTHER[2]}, method="CoOp", label="CoOp")
     page = page_of(write_comparison(tmp_path / "c", ("A", "B")))
-    assert len(page.of_class("curve", "flat", "s1")) == 2 and not page.of_class("curve", "flat", "s0")
+    dashed = [mark[1]["stroke"] for chart in page.charts() for mark in marks(chart, stroke_width="2")
+              if "stroke-dasharray" in mark[1]]  # fmt: skip
+    assert dashed == [COOP, COOP]  # among the means, and with its band
     assert "round 0\npFedMoAP 50.00 %\nCoOp 70.00 %" in page.hovers
     assert "round 2\npFedMoAP 75.00 %\nCoOp 70.00 %" in page.hovers
 
@@ -240,68 +337,93 @@ def test_nothing_in_the_files_becomes_markup(tmp_path: Path) -> None:
         assert f"client 0 ({NASTY}): 3 training examples\n\ufffd\ufffd$body 2\n{NASTY} 1" in page.hovers
 
 
-def test_a_page_stands_alone(tmp_path: Path) -> None:
-    page = page_of(write_run(tmp_path / "mine"))
-    assert {tag for tag, *_ in page.elements}.isdisjoint({"script", "link", "img", "iframe", "object", "use", "image"})
-    assert not any({"src", "href", "xlink:href", "srcset"} & set(attributes) for _, attributes, _ in page.elements)
+def test_a_page_stands_alone(mine: Page) -> None:
+    page = mine
+    assert {tag for tag, *_ in page.elements}.isdisjoint({"script", "link", "img", "iframe", "object", "image"})
+    assert not any({"src", "xlink:href", "srcset"} & set(attributes) for _, attributes, _ in page.elements)
+    ids = [attributes["id"] for _, attributes, _ in page.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    links = [(tag, attributes["href"]) for tag, attributes, _ in page.elements if "href" in attributes]
+    assert links and {tag for tag, _ in links} == {"use"} and {link for _, link in links} <= {f"#{one}" for one in ids}
     assert not re.search(r"https?:|url\(|@import|@font-face", page.source)
     policy = next(a for tag, a, _ in page.elements if tag == "meta" and "http-equiv" in a)
     assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'"
     assert not any("style" in attributes for _, attributes, _ in page.elements)
 
 
-def test_light_and_dark_have_the_same_variables(tmp_path: Path) -> None:
-    style = page_of(write_run(tmp_path / "mine")).texts("style")[0]
-    light, night = style.split("@media (prefers-color-scheme: dark)")[:2]
-    names = [set(re.findall(r"(--\w+): #", part.split("}")[0])) for part in (light, night)]
+def test_every_picture_is_described_and_grows_with_the_page(mine: Page) -> None:
+    assert len(mine.charts()) == 9
+    for chart in mine.charts():
+        assert chart.attrib["role"] == "img" and re.fullmatch(r".{30,}\.", chart.attrib["aria-label"])
+        wide, high = (float(side) for side in chart.attrib["viewBox"].split()[2:])
+        assert float(chart.attrib["width"]) / float(chart.attrib["height"]) == pytest.approx(wide / high, abs=0.01)
+    strips = [mark for chart in mine.charts() for mark in marks(chart, **{"class": "hit"})]
+    assert len(strips) == 2 + 4 + 1 + 3 + 3  # rounds evaluated, clients, client with experts, rounds twice
+    assert all(title and "fill" not in attributes for _, attributes, title, _ in strips)  # the style sheet's business
+    assert "svg.chart { display: block; max-width: 100%; height: auto;" in mine.source
+
+
+def test_the_same_run_gives_the_same_page(mine: Page, tmp_path: Path) -> None:
+    assert page_of(write_run(tmp_path / "mine")).source == mine.source
+
+
+def test_light_and_dark_have_the_same_variables(mine: Page) -> None:
+    style = mine.texts("style")[0]
+    light, night_part = style.split("@media (prefers-color-scheme: dark)")[:2]
+    names = [set(re.findall(r"(--\w+): #", part.split("}")[0])) for part in (light, night_part)]
     assert names[0] == names[1] and "--paper" in names[0]
-    assert set(re.findall(r"var\((--\w+)\)", style)) <= names[0] | {"--c", "--t"}
-    assert len(re.findall(r"\.s0 \{ --c: #\w{6}; --t: #\w{6}; \}", style)) == 2
+    assert set(re.findall(r"var\((--\w+)\)", style)) <= names[0]
 
 
-def test_colours_can_be_read_on_the_dark_page(tmp_path: Path) -> None:
+def test_every_colour_of_a_picture_changes_in_the_dark(mine: Page) -> None:
+    rules = mine.texts("style")[0].split("@media (prefers-color-scheme: dark)")[2]
+    found = re.findall(r'svg \[(fill|stroke)="(#\w{6})"\] \{ (fill|stroke): (#\w{6}); \}', rules)
+    assert all(key == also for key, _, also, _ in found)
+    changed = {(key, day): new for key, day, _, new in found}
+    used = {(key, mark[1][key]) for chart in mine.charts() for mark in marks(chart) for key in ("fill", "stroke")
+            if mark[1].get(key, "none") != "none"}  # fmt: skip
+    assert {("fill", INK), ("stroke", PALE), ("fill", OURS), ("stroke", OURS), ("fill", COUNTS[5])} <= used
+    assert changed == {pair: night(pair[1]) for pair in used if night(pair[1]) != pair[1]}
+    assert changed["fill", OURS] == bright(OURS) and changed["fill", INK] == NIGHT[INK]
+
+
+def test_colours_can_be_read_on_the_dark_page(mine: Page) -> None:
     assert (luminance("#000000"), luminance("#ffffff")) == (0.0, pytest.approx(1.0))
     assert luminance("#808080") == pytest.approx(0.2159, abs=1e-4)
-    style = page_of(write_run(tmp_path / "mine")).texts("style")[0]
-    paper = re.findall(r"--paper: (#\w{6})", style)[1]
+    paper = re.findall(r"--paper: (#\w{6})", mine.texts("style")[0])[1]
+    assert night(PAPER) == paper
     for colour in (*METHOD_COLOURS.values(), *OTHER_COLOURS):
-        contrast = (luminance(bright(colour)) + 0.05) / (luminance(paper) + 0.05)
-        assert contrast >= 4.5, colour  # WCAG 2, level AA
+        for shown in (colour.lower(), to_hex(dark(colour)), INK):  # marks, names
+            contrast = (luminance(night(shown)) + 0.05) / (luminance(paper) + 0.05)
+            assert contrast >= 4.5, colour  # WCAG 2, level AA
 
 
 def test_size_of_a_long_run_with_many_clients(tmp_path: Path) -> None:
     right = [n % 11 for n in range(100)]
     evaluations = {r: (right, (50.0, 30.0, 0.0), ()) for r in range(121)}
     page = page_of(write_run(tmp_path / "long", evaluations, domains=False))
-    assert len(page.of_class("dot")) == 100
+    assert len([title for *_, title, _ in dots(page.chart("Accuracy of every client")) if title]) == 100
     assert len(page.source) < 300_000
     evaluations = {0: ([n % 11 for n in range(500)], (50.0, 30.0, 0.0), ())}
     page = page_of(write_run(tmp_path / "wide", evaluations, domains=False))
-    assert not page.of_class("dot")
-    assert (page.of_class("dots")[0][1]["d"] or "").count("h0") == 500
+    found = dots(page.chart("Accuracy of every client"))
+    assert len(found) == 500 and not any(title for *_, title, _ in found)
 
 
 # Parts
 
 
-def test_elements_escape_and_round() -> None:
-    assert el("a", "<&>", el("b"), x=1.0, y=2 / 3, title='"', class_="c", none=None, z=-0.001) == (
-        '<a x="1" y="0.67" title="&quot;" class="c" z="0">&lt;&amp;&gt;<b></b></a>'
+def test_elements_escape() -> None:
+    assert el("a", "<&>", el("b"), x="1", title='"', class_="c", aria_label="d") == (
+        '<a x="1" title="&quot;" class="c" aria-label="d">&lt;&amp;&gt;<b></b></a>'
     )
     assert el("a", "x" + el("b")) == "<a>x&lt;b&gt;&lt;/b&gt;</a>"  # what was glued to plain text is plain text
 
 
-def test_scales() -> None:
-    frame = Frame(100, 60, (0, 4), (50, 100), left=10, right=10, top=5, bottom=5)
-    assert (frame.x(0), frame.x(1), frame.x(4)) == (10, 30, 90)
-    assert (frame.y(50), frame.y(60), frame.y(100)) == (55, 45, 5)
-    assert frame.path([0, 4], [50, 100]) == "M10 55L90 5"
-    assert ticks(0, 30, most=3, integer=True) == [0, 10, 20, 30] and ticks(52, 58, most=3) == [52, 54, 56, 58]
-
-
-def test_names_are_kept_apart() -> None:
-    assert _apart([20.0, 22.0, 100.0], 10, 200) == [20.0, 35.0, 100.0]
-    assert _apart([190.0, 195.0, 200.0], 10, 200) == [170.0, 185.0, 200.0]
+def test_paths_are_shortened() -> None:
+    assert _path("M 0 1.006 \nL 10.5 1.006 \nL 10.5 -0.001 \nL 3 4 \nz\nM 1 2 \nC 1 2 3 4 5 6 \n") == (
+        "M0 1.01H10.5V0L3 4zM1 2C1 2 3 4 5 6"
+    )
 
 
 # Mistakes

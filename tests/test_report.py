@@ -28,12 +28,13 @@ from rich.console import Console
 from fedmoe.errors import UserError
 from fedmoe.io import append_jsonl
 from fedmoe.report import plan_comparison, report
+from fedmoe.report.accuracy import accuracy_over_rounds, client_accuracies, compare_over_rounds
 from fedmoe.report.comparison import display_labels, read_comparison
 from fedmoe.report.html import write_page
 from fedmoe.report.outside import csv_cell, latex
 from fedmoe.report.partition_view import partition_text
-from fedmoe.report.plot_style import METHOD_COLOURS, colours
-from fedmoe.report.plots import accuracy_over_rounds, client_accuracies, compare_over_rounds, expert_attention
+from fedmoe.report.plot_style import METHOD_COLOURS, colours, save
+from fedmoe.report.plots import expert_attention, label_distribution
 from fedmoe.report.run import read_run
 from fedmoe.report.tables import Cell, Table, comparison_table, run_table, show, to_markdown
 from fedmoe.runs.records import RoundRecord, read_rounds
@@ -476,6 +477,44 @@ def test_dollar_signs_in_names_are_no_formulas(tmp_path: Path) -> None:
     (folder / "partition.json").write_text(text.replace('"cat"', r'"$\\alpha{ or $"'))
     printed(folder)
     assert (folder / "plots" / "label_distribution.png").exists()
+
+
+def test_names_that_no_font_can_draw_are_no_reason_to_fail(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", label="a\ud800\x00\n\x1b[2J")
+    text = (folder / "partition.json").read_text()
+    (folder / "partition.json").write_text(text.replace('"cat"', r'"\ud800\u0000"'))
+    printed(folder)
+    assert (folder / "plots" / "label_distribution.png").exists()
+    figure = accuracy_over_rounds(read_run(folder))
+    assert figure.heading == r"a\ud800\x00 \x1b[2J: accuracy over rounds"
+
+
+@pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".pdf", b"%PDF-")])
+def test_files_of_both_kinds_are_the_same_every_time(suffix: str, magic: bytes, tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run"))
+    files = [tmp_path / f"{i}{suffix}" for i in range(2)]
+    for file in files:
+        save(label_distribution(run.labels, test=True), file)
+    assert files[0].read_bytes() == files[1].read_bytes() and files[0].read_bytes().startswith(magic)
+
+
+def test_plots_are_written_as_pdf_on_request(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "c" / "run")
+    for path in (run, write_comparison(tmp_path / "c", ["run"])):
+        report(path, Console(file=io.StringIO()), pdf=True)
+        kinds = [{file.stem for file in (path / "plots").iterdir() if file.suffix == kind} for kind in (".png", ".pdf")]
+        assert kinds[0] == kinds[1] and len(kinds[0]) >= 3
+
+
+def test_the_picture_of_a_partition_has_test_examples_too(tmp_path: Path) -> None:
+    labels = read_run(write_run(tmp_path / "run")).labels  # on each client 1 cat, 2 dogs; for tests 5 of both
+    train_only, both = label_distribution(labels), label_distribution(labels, test=True)
+    assert len(train_only.axes) == 2 and len(both.axes) == 3
+    heights = [[bar.get_height() for bar in bars] for bars in both.axes[2].containers]  # type: ignore[attr-defined]
+    assert heights == [[3] * 4, [10] * 4]
+    upper, lower = ([len(patch.get_path().codes) // 5 for patch in axes.patches] for axes in both.axes[:2])
+    assert upper == [4, 4] and lower == [8]  # squares of each colour
+    assert both.caption == "12 training and 40 test examples, 4 clients, 2 classes"
 
 
 # Text from outside

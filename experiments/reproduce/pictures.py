@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from experiments.reproduce.plan import Plan
 from experiments.reproduce.results import Attention, Value, best, columns, mean_std
 from experiments.reproduce.wording import SPREAD, ours, theirs
-from fedmoe.report.plot_style import GREY, INK, METHOD_COLOURS, OTHER_COLOURS, PALE, frame, save, styled
+from fedmoe.report.plot_style import GREY, INK, METHOD_COLOURS, OTHER_COLOURS, PALE, QUIET, Chart, save, styled
 
 __all__ = ["attention_picture", "curves_picture", "save", "table_picture"]
 
@@ -103,7 +103,7 @@ def curves_picture(plan: Plan, found: Sequence[Value]) -> Figure:
     across = min(3, len(panels))
     down = math.ceil(len(panels) / across)
     height = 0.9 + 2.9 * down
-    figure = frame(height, plan.manifest.title, _subtitle(plan, False))
+    figure = Chart(height, plan.manifest.title, _subtitle(plan, False))
     legend, palette, places = None, _colours(plan), [x for x, _ in plan.manifest.axis.values]
     for number, column in enumerate(panels, start=1):
         axes = figure.add_subplot(down, across, number)
@@ -146,14 +146,14 @@ def _colours(plan: Plan) -> dict[str, str]:
 def attention_picture(title: str, found: Sequence[Attention]) -> Figure:
     """A panel for each data set and method: bars of the local expert and of the others by rank."""
     subtitle = f"Over all clients' test images, last round; {SPREAD}"
-    figure = frame(0.9 + 2.7 * max(1, len(found)), title, subtitle)
+    figure = Chart(0.9 + 2.7 * max(1, len(found)), title, subtitle)
     if not found:
         figure.text(0.5, 0.4, "missing", ha="center", color=GREY)
     for number, one in enumerate(found, start=1):
         axes = figure.add_subplot(len(found), 1, number)
         numbers = [mean_std(values) for values in (one.local, *one.experts)]
         names = ["local", *(str(rank) for rank in range(1, len(numbers)))]
-        colours = [METHOD_COLOURS["PFedMoAP"], *["#9BB7C9"] * len(one.experts)]
+        colours = [METHOD_COLOURS["PFedMoAP"], *[QUIET] * len(one.experts)]
         axes.bar(names, [mean for mean, _ in numbers], 0.72, yerr=[std or 0.0 for _, std in numbers], color=colours,
                  capsize=2.5, error_kw={"elinewidth": 1})  # fmt: skip
         axes.axhline(1 / len(numbers), color=INK, linewidth=1, linestyle=(0, (4, 3)), label="equal shares")

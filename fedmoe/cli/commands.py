@@ -145,7 +145,7 @@ def report(settings: Namespace, console: Console) -> None:
 
     if settings.html is not None:  # first: a page that cannot be written leaves the plots as they are
         write_page(Path(settings.run), Path(settings.html))
-    show(Path(settings.run), console)
+    show(Path(settings.run), console, settings.pdf)
     if settings.html is not None:
         _print(console, f"  Page: {settings.html}")
 

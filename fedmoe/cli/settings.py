@@ -77,13 +77,18 @@ COMMANDS = {
     ),
     "report": Command(
         "Print the table and draw the plots of a run or a comparison.",
-        options={"html": Setting(str | None, None, "also write one self-contained page to this file")},
+        options={
+            "html": Setting(str | None, None, "also write one self-contained page to this file"),
+            "pdf": Setting(bool, False, "also write the plots as PDF"),
+        },
         positionals={"run": Setting(str, help="a run folder, or a folder of runs to compare")},
         is_of_experiment=False,
     ),
     "partition": Command(
         "Show who holds which classes, without training.",
-        options={"picture": Setting(str, "partition.png", "PNG file to draw the partition to")},
+        options={
+            "picture": Setting(str, "partition.png", "file to draw the partition to: PNG, or PDF if it ends in .pdf")
+        },
     ),
     "features": Command(
         "Fill, list, inspect or clear the cache of image features.",

@@ -1,11 +1,11 @@
-"""What a run or a comparison leaves for people: the table at its end, plots, and a Markdown table.
+"""What people see of a run or a comparison: a table in the terminal, plots, a Markdown table, and a page.
 
 ``report`` works on finished, interrupted and running runs alike, and only reads and writes their folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedmoe.report.comparison import Comparison
+    from fedmoe.report.plot_style import Chart
     from fedmoe.report.run import Run
 
 __all__ = ["plan_comparison", "report"]
 
 
-def report(path: Path, console: Console) -> None:
+def report(path: Path, console: Console, pdf: bool = False) -> None:
     """Write the plots of the run or comparison in ``path`` anew and print its table.
 
     A run gets plots/*.png. A comparison gets plots/*.png, comparison.md and the ``results`` in comparison.json.
+    With ``pdf``, each plot is written as a PDF, too.
 
     Raises:
         UserError: if ``path`` is neither, naming the nearest folder that is; or if a file cannot be used.
@@ -31,11 +33,11 @@ def report(path: Path, console: Console) -> None:
     from fedmoe.report.comparison import is_comparison, read_comparison
     from fedmoe.report.run import is_run, read_run
 
-    path = Path(path)
+    path, suffixes = Path(path), (".png", ".pdf") if pdf else (".png",)
     if is_comparison(path):
-        _report_comparison(read_comparison(path), console)
+        _report_comparison(read_comparison(path), console, suffixes)
     elif is_run(path):
-        _report_run(read_run(path), console)
+        _report_run(read_run(path), console, suffixes)
     else:
         raise UserError(neither_sentence(path))
 
@@ -50,47 +52,48 @@ def plan_comparison(path: Path, labels: Sequence[str]) -> None:
     write_json_atomic(Path(path) / "comparison.json", {"labels": list(labels), "results": []})
 
 
-def _report_run(run: Run, console: Console) -> None:
-    from fedmoe.report import plots, tables
-    from fedmoe.report.outside import require_own
+def _report_run(run: Run, console: Console, suffixes: Sequence[str]) -> None:
+    from fedmoe.report import accuracy, plots, tables
+    from fedmoe.report.plot_style import save
 
     figures = {"label_distribution": plots.label_distribution(run.labels)}
     if run.evaluated:
-        figures["accuracy_over_rounds"] = plots.accuracy_over_rounds(run)
-    if plots.last_accuracies(run) is not None:
-        figures["client_accuracies"] = plots.client_accuracies({run.label: run})
+        figures["accuracy_over_rounds"] = accuracy.accuracy_over_rounds(run)
+    if accuracy.last_accuracies(run) is not None:
+        figures["client_accuracies"] = accuracy.client_accuracies({run.label: run})
     if any(r.attention for r in run.rounds):
         figures["expert_attention"] = plots.expert_attention(run)
-    files = {require_own(run.path, run.path / "plots" / f"{name}.png"): figure for name, figure in figures.items()}
+    files = _plot_files(run.path, figures, suffixes)
     try:
         for file, figure in files.items():
-            plots.save(figure, file)
+            save(figure, file)
     except OSError as error:
         raise UserError(_not_written(run.path, error)) from None
     tables.show(tables.run_table(run), console)
     _tell(console, f"Plots: {run.path / 'plots'}")
 
 
-def _report_comparison(comparison: Comparison, console: Console) -> None:
+def _report_comparison(comparison: Comparison, console: Console, suffixes: Sequence[str]) -> None:
     from fedmoe.io import write_json_atomic, write_text_atomic
-    from fedmoe.report import plots, tables
+    from fedmoe.report import accuracy, plots, tables
     from fedmoe.report.outside import require_own
+    from fedmoe.report.plot_style import save
 
     path, figures = comparison.path, {}
     runs = {label: run for label, run in comparison.runs.items() if run.last}
     if runs:
-        figures["accuracy_over_rounds"] = plots.compare_over_rounds(runs)
-    if any(plots.last_accuracies(run) is not None for run in runs.values()):
-        figures["client_accuracies"] = plots.client_accuracies(runs)
+        figures["accuracy_over_rounds"] = accuracy.compare_over_rounds(runs)
+    if any(accuracy.last_accuracies(run) is not None for run in runs.values()):
+        figures["client_accuracies"] = accuracy.client_accuracies(runs)
     if comparison.same_clients:
         figures["label_distribution"] = plots.label_distribution(next(iter(comparison.runs.values())).labels)
     table = tables.comparison_table(comparison)
-    files = {require_own(path, path / "plots" / f"{name}.png"): figure for name, figure in figures.items()}
+    files = _plot_files(path, figures, suffixes)
     for name in ("comparison.json", "comparison.md"):
         require_own(path, path / name)
     try:
         for file, figure in files.items():
-            plots.save(figure, file)
+            save(figure, file)
         results = {**comparison.manifest, "results": tables.comparison_results(comparison)}
         write_json_atomic(path / "comparison.json", results)  # keeps what others wrote there
         write_text_atomic(path / "comparison.md", tables.to_markdown(table))
@@ -98,6 +101,14 @@ def _report_comparison(comparison: Comparison, console: Console) -> None:
         raise UserError(_not_written(path, error)) from None
     tables.show(table, console)
     _tell(console, (f"Plots: {path / 'plots'}; table: " if figures else "Table: ") + str(path / "comparison.md"))
+
+
+def _plot_files(path: Path, figures: Mapping[str, Chart], suffixes: Sequence[str]) -> dict[Path, Chart]:
+    """Where each figure goes; no part of it may be a link."""
+    from fedmoe.report.outside import require_own
+
+    places = {path / "plots" / f"{name}{suffix}": figure for name, figure in figures.items() for suffix in suffixes}
+    return {require_own(path, place): figure for place, figure in places.items()}
 
 
 def _tell(console: Console, line: str) -> None:

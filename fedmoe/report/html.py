@@ -6,29 +6,26 @@ everything but that style; what the pointer shows over a chart are titles of SVG
 
 from __future__ import annotations
 
-import colorsys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from matplotlib.colors import to_hex, to_rgb
-
 from fedmoe.errors import UserError
 from fedmoe.io import write_text_atomic
-from fedmoe.report import page_charts, page_curves
+from fedmoe.report import accuracy, plots
 from fedmoe.report.comparison import Comparison, Entry, is_comparison, read_comparison
+from fedmoe.report.elements import Html, el, join, text
 from fedmoe.report.outside import require_own
-from fedmoe.report.page_curves import Shown
-from fedmoe.report.plot_style import clients_in_words, colours, dark
-from fedmoe.report.plots import last_accuracies
-from fedmoe.report.run import LabelCounts, Run, is_run, read_run
-from fedmoe.report.svg import Html, el, join, text
+from fedmoe.report.plot_style import Chart, clients_in_words
+from fedmoe.report.run import Run, is_run, read_run
+from fedmoe.report.svg import inline, night_rules
 from fedmoe.report.tables import Cell, Table, comparison_table, format_bytes, run_table
+from fedmoe.runs.records import RoundRecord
 
 SUFFIXES = (".html", ".htm")
-_PHASES = (("one", "training"), ("two", "evaluation"), ("three", "rest"))
-_TRAFFIC = (("one", "down"), ("two", "up"), ("three", "down for the evaluation"))
+_PHASES = {"train": "training", "evaluate": "evaluation", "other": "rest"}
+_TRAFFIC = {"down": "down", "up": "up", "evaluate_down": "down for the evaluation"}
 
 
 def write_page(path: Path, page: Path) -> None:
@@ -66,47 +63,23 @@ def render(comparison: Comparison) -> Html:
     """The whole page."""
     alone = len(comparison.entries) == 1 and not comparison.manifest
     runs = comparison.runs
-    shown: Shown = {label: (f"s{i}", run) for i, (label, run) in enumerate(runs.items())}
     table = comparison_table(comparison)
     title = comparison.entries[0].label if alone else table.title
     only = next(iter(runs.values())) if alone else None
     head = [el("h1", title), el("p", _subtitle(comparison, only), class_="soft")]
     sections = [
         _result(table, only),
-        _over_rounds({label: pair for label, pair in shown.items() if pair[1].last}, only),
-        _distribution({label: pair for label, pair in shown.items() if last_accuracies(pair[1]) is not None}),
+        _over_rounds({label: run for label, run in runs.items() if run.last}, only),
+        _distribution({label: run for label, run in runs.items() if accuracy.last_accuracies(run) is not None}),
         _labels(comparison),
-        _experts(shown),
-        _attention(shown),
+        _experts(runs),
+        _attention(runs),
         _cost(runs),
         _settings(comparison),
     ]
     template = Template(files("fedmoe.report").joinpath("page.html").read_text(encoding="utf-8"))
     body = "\n".join(map(join, filter(None, [head, *sections])))
-    return Html(template.substitute(title=text(title), colours=page_style(runs), body=body))
-
-
-def page_style(runs: dict[str, Run]) -> str:
-    """For each run a class ``s<i>`` with the colour of its marks and of its name, both for light and for dark."""
-    chosen = list(colours(runs).values())
-    light = "".join(f".s{i} {{ --c: {c}; --t: {to_hex(dark(c))}; }}\n" for i, c in enumerate(chosen))
-    night = "".join(f".s{i} {{ --c: {bright(c)}; --t: {bright(c)}; }}\n" for i, c in enumerate(chosen))
-    return f"{light}@media (prefers-color-scheme: dark) {{\n{night}}}\n"
-
-
-def bright(colour: str) -> str:
-    """The colour made light enough to be read on the dark page: a luminance of at least 0.26."""
-    hue, lightness, saturation = colorsys.rgb_to_hls(*to_rgb(colour))
-    while luminance(colour) < 0.26 and lightness < 1:
-        lightness = min(1.0, lightness + 0.02)
-        colour = to_hex(colorsys.hls_to_rgb(hue, lightness, saturation))
-    return to_hex(colour)
-
-
-def luminance(colour: str) -> float:
-    """Relative luminance as WCAG 2 defines it, from 0 to 1."""
-    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(colour)]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return Html(template.substitute(title=text(title), night=night_rules(body), body=body))
 
 
 def _subtitle(comparison: Comparison, only: Run | None) -> str:
@@ -124,98 +97,96 @@ def _result(table: Table, only: Run | None) -> list[Html]:
     return [el("h2", "Result"), _html_table(table.columns, table.rows), _list(notes)]
 
 
-def _over_rounds(shown: Shown, only: Run | None) -> list[Html]:
-    runs = {label: run for label, (_, run) in shown.items()}
+def _over_rounds(runs: Mapping[str, Run], only: Run | None) -> list[Html]:
     if not any(len(run.evaluated) > 1 for run in runs.values()):
         return []
-    ylim = page_curves.shared_limits(runs)
-    end = max(run.rounds[-1].round for run in runs.values())
     head = el("h2", "Accuracy over rounds")
-    kinds = " or ".join(dict.fromkeys(f"{page_curves.band_of(run)} of clients" for run in runs.values()))
     if only is not None:
-        (style, run), *_ = shown.values()
-        words = el("p", f"Line: mean over clients. Band: {kinds}.", class_="soft")
         table = run_table(only, max_rows=11)
         details = el("details", el("summary", "Numbers"), _html_table(table.columns, table.rows))
-        return [head, words, _wide(page_curves.with_band(run, style, end, ylim, 840, 330)), details]
-    words = el("p", "Mean over clients. Dashed: a method without rounds.", class_="soft")
+        return [head, *_chart(accuracy.accuracy_over_rounds(only), "rounds"), details]
+    ylim = accuracy.shared_limits(runs)
+    end = max(run.rounds[-1].round for run in runs.values())
     small = []
-    for label, (style, run) in shown.items():
-        picture = page_curves.with_band(run, style, end, ylim, 270, 170)
-        small.append(el("div", el("h3", el("span", class_=f"key {style}"), label), picture))
+    for i, (label, run) in enumerate(runs.items()):
+        chart = accuracy.accuracy_over_rounds(run, end, ylim, small=True)
+        small.append(el("div", el("h3", label), inline(chart, f"spread{i}")))
+    kinds = " or ".join(dict.fromkeys(f"{accuracy.band_of(run)} of clients" for run in runs.values()))
     spread = el("p", f"The same with its spread. Band: {kinds}.", class_="soft")
-    return [head, words, _wide(page_curves.means(shown)), spread, el("div", *small, class_="several")]
+    return [head, *_chart(accuracy.compare_over_rounds(runs), "rounds"), spread, el("div", *small, class_="several")]
 
 
-def _distribution(shown: Shown) -> list[Html]:
-    if not shown:
+def _distribution(runs: Mapping[str, Run]) -> list[Html]:
+    if not runs:
         return []
-    words = "Last round. Dot: a client; box: middle half of the clients; line and number: mean over clients."
-    parts = [el("h2", "Distribution over clients"), el("p", words, class_="soft")]
-    return [*parts, _wide(page_curves.distribution(shown))]
+    return [el("h2", "Distribution over clients"), *_chart(accuracy.client_accuracies(runs), "clients")]
 
 
 def _labels(comparison: Comparison) -> list[Html]:
     runs = comparison.runs
     chosen = dict(list(runs.items())[:1]) if comparison.same_clients else runs
     parts = [el("h2", "Label distribution")] if chosen else []
-    for label, run in chosen.items():
+    for i, (label, run) in enumerate(chosen.items()):
         parts += [el("h3", label)] if len(chosen) > 1 else []
-        parts += [_levels(run.labels), _wide(page_charts.label_distribution(run.labels))]
+        parts += _chart(plots.label_distribution(run.labels), f"labels{i}")
     return parts
 
 
-def _levels(labels: LabelCounts) -> Html:
-    """The legend of the heat map: which counts have which colour."""
-    bounds = page_charts.level_bounds(int(labels.train.max()))
-    starts = [1, *(bound + 1 for bound in bounds[:-1])]
-    names = [str(a) if a == b else f"{a}–{b}" for a, b in zip(starts, bounds, strict=True)]
-    styles = [f"h{page_charts.shade(level, len(bounds))}" for level in range(len(bounds))]
-    return _legend(zip(styles, names, strict=True), "Training examples of a class on a client; bars: sum of a client.")
-
-
-def _experts(shown: Shown) -> list[Html]:
+def _experts(runs: Mapping[str, Run]) -> list[Html]:
     parts: list[Html] = []
-    for label, (_, run) in shown.items():
-        found = page_charts.last_experts(run)
+    for i, (label, run) in enumerate(runs.items()):
+        found = last_experts(run)
         if found is not None:
             experts = {int(client): ids for client, ids in found.experts.items()}
-            words = f"{label}, round {found.round}: {len(experts)} of {clients_in_words(run.num_clients)} "
-            words += "have experts. A cell: the row's client uses the column's prompt; bars: clients that use a prompt."
-            parts.append(el("p", words, class_="soft"))
-            parts.append(_wide(page_charts.expert_assignment(experts, run.num_clients)))
+            parts += _chart(plots.expert_assignment(experts, run.num_clients, found.round), f"experts{i}", label)
     return [el("h2", "Expert assignment"), *parts] if parts else []
 
 
-def _attention(shown: Shown) -> list[Html]:
+def last_experts(run: Run) -> RoundRecord | None:
+    """The last round with an assignment of experts.
+
+    Raises:
+        UserError: if it names a client that the run does not have.
+    """
+    found = next((r for r in reversed(run.rounds) if any(r.experts.values())), None)
+    if found is None:
+        return None
+    for client in {*map(int, found.experts), *(i for ids in found.experts.values() for i in ids)}:
+        if not 0 <= client < run.num_clients:
+            where = (
+                f"{run.path / 'rounds.jsonl'}, round {found.round}, names client {client} in an assignment of experts"
+            )
+            raise UserError(f"{where}; partition.json has {run.num_clients} clients, from 0.")
+    return found
+
+
+def _attention(runs: Mapping[str, Run]) -> list[Html]:
     parts: list[Html] = []
-    for label, (style, run) in shown.items():
-        found = next((r for r in reversed(run.rounds) if r.attention), None)
-        if found is not None and found.attention is not None:
-            words = f"{label}, round {found.round}: mean over the clients' test images; non-local experts sorted."
-            parts += [el("p", words, class_="soft"), _wide(page_charts.attention(found.attention, style))]
+    for i, (label, run) in enumerate(runs.items()):
+        if any(r.attention for r in run.rounds):
+            parts += _chart(plots.expert_attention(run), f"attention{i}", label)
     return [el("h2", "Attention per expert"), *parts] if parts else []
 
 
-def _cost(runs: dict[str, Run]) -> list[Html]:
+def _cost(runs: Mapping[str, Run]) -> list[Html]:
     if not runs:
         return []
-    seconds = {label: tuple(run.seconds.values()) for label, run in runs.items()}
-    means = {label: tuple(run.bytes_per_round.values()) for label, run in runs.items()}
-    parts = [el("h2", "Cost"), el("h3", "Seconds by phase, sum over all rounds"), _legend(_PHASES)]
-    parts.append(_wide(page_charts.stacked_runs(seconds, _PHASES, _seconds, "Seconds by phase")))
+    seconds = {label: list(run.seconds.values()) for label, run in runs.items()}
+    means = {label: list(run.bytes_per_round.values()) for label, run in runs.items()}
+    spent, sent = "Seconds by phase, sum over all rounds", "Bytes per round"
+    words = f"{sent}: mean over the rounds of training, and over the evaluations"
+    time = [el("h3", spent), *_chart(plots.cost_of_runs(spent, [*_PHASES.values()], seconds, _seconds), "seconds")]
+    traffic = [el("h3", words), *_chart(plots.cost_of_runs(words, [*_TRAFFIC.values()], means, format_bytes), "bytes")]
     if len(runs) == 1:
         rounds = next(iter(runs.values())).rounds
         numbers = [r.round for r in rounds]
-        spent = [[r.seconds[k] for k in ("train", "evaluate", "other")] for r in rounds]
-        parts.append(_wide(page_charts.stacked_rounds(numbers, spent, _PHASES, _seconds, "seconds")))
-    words = "Bytes per round: mean over the rounds of training, and over the evaluations"
-    parts += [el("h3", words), _legend(_TRAFFIC)]
-    parts.append(_wide(page_charts.stacked_runs(means, _TRAFFIC, format_bytes, "Bytes per round")))
-    if len(runs) == 1:
-        sent = [[r.bytes[k] for k in ("down", "up", "evaluate_down")] for r in rounds]
-        parts.append(_wide(page_charts.stacked_rounds(numbers, sent, _TRAFFIC, format_bytes, "bytes")))
-    return parts
+        each = [[r.seconds[phase] for phase in _PHASES] for r in rounds]
+        chart = plots.cost_of_rounds("Seconds by round", [*_PHASES.values()], numbers, each, _seconds, "seconds")
+        time += _chart(chart, "seconds-rounds")
+        each = [[r.bytes[way] for way in _TRAFFIC] for r in rounds]
+        chart = plots.cost_of_rounds("Bytes by round", [*_TRAFFIC.values()], numbers, each, format_bytes, "bytes")
+        traffic += _chart(chart, "bytes-rounds")
+    return [el("h2", "Cost"), *time, *traffic]
 
 
 def _seconds(value: float) -> str:
@@ -248,9 +219,10 @@ def _list(notes: Iterable[str]) -> Html:
     return el("ul", *(el("li", note) for note in notes), class_="notes")
 
 
-def _legend(names: Iterable[tuple[str, str]], before: str = "") -> Html:
-    keys = [el("span", el("span", class_=f"key {style}"), name) for style, name in names]
-    return el("div", *([el("span", before)] if before else []), *keys, class_="legend")
+def _chart(chart: Chart, name: str, before: str = "") -> list[Html]:
+    """The chart under its caption; ``before`` says what it is about, ``name`` is unique in the page."""
+    words = f"{before}: {chart.caption[:1].lower()}{chart.caption[1:]}" if before else chart.caption
+    return [*([el("p", f"{words}.", class_="soft")] if words else []), _wide(inline(chart, name))]
 
 
 def _wide(content: Html) -> Html:

@@ -1,6 +1,6 @@
-"""How the plots look: fonts, colours, the frame with title and subtitle, and saving.
+"""How the charts look: fonts, colours by day and by night, the frame with heading and caption, and saving.
 
-Figures are 8 inches wide, so that at 800 pixels the text has the size of the text around it. They are made without
+Charts are 8 inches wide, so that at 800 pixels the text has the size of the text around it. They are made without
 pyplot: there is no global state, and no display is needed.
 """
 
@@ -8,25 +8,32 @@ from __future__ import annotations
 
 import colorsys
 import functools
+import io
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import TextPath
+from PIL import Image
 
 from fedmoe.io import replacing
+from fedmoe.report.outside import one_line
 from fedmoe.report.run import Run
 
 P = ParamSpec("P")
+F = TypeVar("F", bound=Figure)
 
 WIDTH = 8.0  # inches
 # Okabe and Ito's palette and darker relatives: they can be told apart with any colour vision.
@@ -38,8 +45,16 @@ METHOD_COLOURS = {
     "ZeroShot": "#7A7A7A",
 }
 OTHER_COLOURS = ("#009E73", "#E69F00", "#332288", "#882255", "#999933", "#000000", "#44AA99", "#AA4499")
-INK, GREY, PALE = "#222222", "#666666", "#E4E4E4"
-COUNTS = LinearSegmentedColormap.from_list("counts", ["#D3E6F3", "#8FC0E0", "#3D90C6", "#00629B", "#00263D"])
+INK, GREY, PALE, AXIS, PAPER = "#222222", "#666666", "#e4e4e4", "#a0a0a0", "#ffffff"
+QUIET, CELL = "#a9b8c4", "#3d7ea6"  # bars and cells without a method's colour
+PARTS = ("#2f6f9f", "#d98c21", "#8c9aa5")  # of a stacked bar
+COUNTS = ("#d3e6f3", "#a9cfe8", "#78b3da", "#3d90c6", "#00629b", "#00263d")  # from few to many
+# What is not a method's colour, on a dark page; that of a method is made bright.
+NIGHT = {INK: "#e6e9ec", GREY: "#a3adb8", PALE: "#323a43", AXIS: "#6b7682", PAPER: "#14181d"}
+NIGHT |= {QUIET: "#5d7182", CELL: "#6fb1d8"}
+NIGHT |= dict(zip(PARTS, ("#6aaee0", "#eeb054", "#7d8996"), strict=True))
+NIGHT |= dict(zip(COUNTS, ("#1d3a50", "#245576", "#2f759f", "#4a9bc9", "#8cc7e8", "#e2f3fd"), strict=True))
+HEADING = "heading"  # id of the texts that a page says itself
 FONT = "DejaVu Sans"  # comes with matplotlib
 STYLE: dict[Any, Any] = {
     "font.family": FONT,
@@ -48,14 +63,14 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "axes.labelcolor": INK,
     "axes.labelsize": 10,
-    "axes.edgecolor": "#A0A0A0",
+    "axes.edgecolor": AXIS,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "grid.color": PALE,
     "grid.linewidth": 0.8,
-    "xtick.color": "#A0A0A0",
-    "ytick.color": "#A0A0A0",
+    "xtick.color": AXIS,
+    "ytick.color": AXIS,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "xtick.labelsize": 9,
@@ -64,6 +79,9 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 9,
     "lines.linewidth": 2,
     "lines.solid_capstyle": "round",
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "fedmoe",  # the same ids every time
+    "pdf.fonttype": 42,
 }
 
 ROUND_STEPS = [1, 2, 5, 10]  # of ticks: none every 2.5 points of accuracy
@@ -77,11 +95,59 @@ def style() -> Iterator[None]:
         yield
 
 
-def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
+class Chart(Figure):
+    """A figure with a heading and a caption above it, in constrained layout, and what a page needs besides.
+
+    Without a heading, as for a small chart in a row of them, there is nothing above the plot.
+
+    Attributes:
+        description: a sentence for those who cannot see the chart.
+        hovers: id of an artist -> what the pointer finds on each of its marks.
+        hidden: those of them that are not seen before the pointer is over them.
+        head: height in inches of heading and caption.
+    """
+
+    def __init__(self, height: float, heading: str = "", caption: str = "", width: float = WIDTH) -> None:
+        self.heading, self.caption, self.description = one_line(heading), one_line(caption), ""
+        self.hovers: dict[str, Sequence[str]] = {}
+        self.hidden: set[str] = set()
+        self.head = 0.62 if heading else 0.0
+        top = 1 - (0.72 if heading else 0.02) / height
+        super().__init__(figsize=(width, height), layout=ConstrainedLayoutEngine(rect=(0.005, 0.01, 0.985, top)))
+        self.text(0.012, 1 - 0.1 / height, self.heading, va="top", fontsize=12.5, weight="bold", gid=HEADING)
+        self.text(0.012, 1 - 0.36 / height, self.caption, va="top", fontsize=9.5, color=GREY, gid=HEADING)
+
+    def hover(self, artist: Artist, *words: str) -> None:
+        """Let the pointer find ``words`` on the artist's marks, in the order in which they are drawn."""
+        gid = f"hover{len(self.hovers)}"
+        artist.set_gid(gid)
+        self.hovers[gid] = words
+
+    def strips(
+        self, axes: Axes, places: Sequence[float], words: Sequence[str], top: float = 1.0, rows: bool = False
+    ) -> None:
+        """Let the pointer find ``words[i]`` all over the column of width 1 around ``places[i]``; with ``rows``, row.
+
+        The axes' limits must have been set. ``top`` is where columns end, as a share of the axes' height.
+        """
+        low, high = sorted(axes.get_ylim() if rows else axes.get_xlim())
+        spans = [(max(low, place - 0.5), min(high, place + 0.5)) for place in places]
+        boxes: Any = np.array([[(a, 0), (b, 0), (b, top), (a, top)] for a, b in spans])
+        transform = axes.get_yaxis_transform() if rows else axes.get_xaxis_transform()
+        strips = PolyCollection(
+            boxes[..., ::-1] if rows else boxes, transform=transform, alpha=0, facecolor=PAPER, linewidth=0, zorder=9
+        )
+        strips.set_in_layout(False)
+        axes.add_collection(strips, autolim=False)
+        self.hover(strips, *words)
+        self.hidden.add(str(strips.get_gid()))
+
+
+def styled(function: Callable[P, F]) -> Callable[P, F]:
     """Make a function draw in this style."""
 
     @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> F:
         with style():
             return function(*args, **kwargs)
 
@@ -89,19 +155,24 @@ def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write ``figure`` as a PNG of 1600 pixels' width, atomically; missing folders are made."""
+    """Write ``figure`` as a PNG, 200 pixels an inch, or as a PDF if ``path`` ends in .pdf; atomically.
+
+    Missing folders are made. The same figure gives the same bytes.
+    """
+    pdf = path.suffix.lower() == ".pdf"
+    unstamped: dict[str, Any] = {"CreationDate": None, "Creator": None, "Producer": None} if pdf else {"Software": None}
     with style(), replacing(path) as temporary:  # ticks are made only now
-        figure.savefig(temporary, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+        kind = "pdf" if pdf else "png"
+        figure.savefig(temporary, format=kind, dpi=200, facecolor=PAPER, metadata=unstamped)
 
 
-def frame(height: float, title: str, subtitle: str) -> Figure:
-    """An empty figure of ``height`` inches with a title and a line below it; constrained layout for the rest."""
-    figure = Figure(
-        figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(rect=(0.005, 0.01, 0.985, 1 - 0.72 / height))
-    )
-    figure.text(0.012, 1 - 0.1 / height, title, va="top", fontsize=12.5, weight="bold")
-    figure.text(0.012, 1 - 0.36 / height, subtitle, va="top", fontsize=9.5, color=GREY)
-    return figure
+def image(figure: Figure) -> Image.Image:
+    """The figure as a picture, 960 pixels wide at the usual width."""
+    buffer = io.BytesIO()
+    with style():
+        figure.savefig(buffer, format="png", dpi=120, facecolor=PAPER)
+    buffer.seek(0)
+    return Image.open(buffer).convert("RGB")
 
 
 def colours(runs: Mapping[str, Run]) -> dict[str, str]:
@@ -137,9 +208,30 @@ def dark(colour: str) -> tuple[float, float, float]:
     return (factor * red, factor * green, factor * blue)
 
 
+def night(colour: str) -> str:
+    """The colour's counterpart on a dark page."""
+    return NIGHT.get(colour) or bright(colour)
+
+
+def bright(colour: str) -> str:
+    """The colour made light enough to be read on the dark page: a luminance of at least 0.26."""
+    hue, lightness, saturation = colorsys.rgb_to_hls(*to_rgb(colour))
+    while luminance(colour) < 0.26 and lightness < 1:
+        lightness = min(1.0, lightness + 0.02)
+        colour = to_hex(colorsys.hls_to_rgb(hue, lightness, saturation))
+    return to_hex(colour)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 defines it, from 0 to 1."""
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(colour)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
 def short(text: str, length: int) -> str:
-    """The text, cut to ``length`` characters."""
-    return text if len(text) <= length else text[: length - 1] + "…"
+    """The text in one printable line, cut to ``length`` characters."""
+    line = one_line(text)
+    return line if len(line) <= length else line[: length - 1] + "…"
 
 
 def fitting(text: str, size: float, inches: float) -> str:
@@ -172,7 +264,7 @@ def row_name(run: Run, label: str) -> str:
 
     A long one gets what is in parentheses on a second line; a line is cut where it would leave too little for the plot.
     """
-    name, _, details = label.partition(" (")
+    name, _, details = one_line(label).partition(" (")
     more = [details.removesuffix(")")] if details else []
     more += [] if run.finished else [f"round {run.rounds[-1].round}"]
     line = f"{name} ({', '.join(more)})" if more else name

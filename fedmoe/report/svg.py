@@ -1,144 +1,149 @@
-"""HTML and SVG elements as text, and the frame of a chart: scales, ticks, grid.
+"""A chart as inline SVG: matplotlib's own, made small and fit for a page that holds several.
 
-Escaping is the rule: a child or attribute that is plain ``str`` is always escaped; only ``Html``, which nothing but
-this module makes, is taken as it is. Colours are classes and variables of page.html, for light and dark.
+The page's style sheet recolours it for the dark: matplotlib's inline styles become presentation attributes, over which
+any rule takes precedence, and ``night_rules`` has a rule for each colour in use.
 """
 
 from __future__ import annotations
 
-import html
+import io
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
-from matplotlib.ticker import MaxNLocator
+from fedmoe.report.elements import Html, el, join
+from fedmoe.report.plot_style import HEADING, WIDTH, Chart, night, style
 
-from fedmoe.report.plot_style import ROUND_STEPS
+PAGE_WIDTH = 840  # pixels of a chart that is WIDTH inches wide
 
-__all__ = ["Frame", "Html", "chart", "el", "join", "number", "text", "ticks"]
-
-_FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]")  # HTML has no such characters
-
-
-class Html(str):
-    """Text that is HTML already."""
-
-    __slots__ = ()
+_MARKS = ("path", "use", "text")
+_DROPPED = ("metadata", "style", "clipPath")
+# What a group passes on to its children; opacity is not among them, which is applied to the group as a whole.
+_INHERITED = ("fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-linecap", "stroke-linejoin")
+_NUMBER = re.compile(r"-?\d+\.\d+")
+_COLOUR = re.compile(r'\b(fill|stroke)="(#[0-9a-f]{6})"')
 
 
-def text(value: str) -> Html:
-    """``value`` escaped; what HTML cannot hold, lone surrogates and control characters, is a replacement character."""
-    if isinstance(value, Html):
-        return value
-    clean = "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in value)
-    return Html(html.escape(_FORBIDDEN.sub("\ufffd", clean), quote=True))
+def inline(chart: Chart, name: str) -> Html:
+    """The chart without its heading and caption, which are for the page to say; ``name`` is unique in the page."""
+    buffer = io.StringIO()
+    with style():
+        chart.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    root = ElementTree.fromstring(buffer.getvalue())
+    for node in root.iter():
+        node.tag = node.tag.rpartition("}")[2]
+    for group in list(root.iter("g")):
+        gid = group.get("id", "")
+        if gid == HEADING:
+            group.clear()
+        for mark, words in zip(_marks(group), chart.hovers.get(gid, ()), strict=False):
+            ElementTree.SubElement(mark, "title").text = words
+    _tidy(root, f"{name}-", chart.hidden)
+    width, height = (72 * side for side in chart.get_size_inches())
+    top = 72 * chart.head
+    size = {
+        "width": _short(width * PAGE_WIDTH / 72 / WIDTH),
+        "height": _short((height - top) * PAGE_WIDTH / 72 / WIDTH),
+    }
+    box = " ".join(map(_short, (0, top, width, height - top)))
+    known = {"role": "img", "aria_label": chart.description, "class_": "chart", "stroke_linejoin": "round"}
+    return el("svg", *map(_written, root), viewBox=box, **size, **known)
 
 
-def join(parts: Iterable[str]) -> Html:
-    return Html("".join(text(part) for part in parts))
+def night_rules(page: str) -> str:
+    """A rule for each colour of the page's charts that differs in the dark."""
+    pairs = sorted(set(_COLOUR.findall(page)))
+    return "".join(f'svg [{key}="{day}"] {{ {key}: {night(day)}; }}\n' for key, day in pairs if night(day) != day)
 
 
-def el(name: str, *children: str, **attributes: Any) -> Html:
-    """The element ``name``. Attributes: ``class_`` is class, ``stroke_width`` is stroke-width; None is left out."""
-    pairs = [
-        f' {key.rstrip("_").replace("_", "-")}="{text(number(value) if isinstance(value, float) else str(value))}"'
-        for key, value in attributes.items()
-        if value is not None
-    ]
-    return Html(f"<{name}{''.join(pairs)}>{join(children)}</{name}>")
+def _marks(node: Element) -> Iterator[Element]:
+    """What is drawn below ``node``, in order."""
+    for child in node:
+        if child.tag in _MARKS:
+            yield child
+        elif child.tag != "defs":
+            yield from _marks(child)
 
 
-def number(value: float) -> str:
-    """A coordinate: at most two decimals, no trailing zeros."""
+def _tidy(node: Element, prefix: str, hidden: set[str], *, defined: bool = False, strip: bool = False) -> None:
+    """Make the attributes of ``node`` and of all below it plain and short, and drop what is not needed.
+
+    Args:
+        prefix: of all ids, so that those of two charts differ.
+        hidden: ids of the groups of strips, which the style sheet paints.
+        defined: whether the node is a shape for others to use.
+        strip: whether it is in one of ``hidden``.
+    """
+    opens = node.get("id") in hidden
+    strip = strip or opens
+    for child in list(node):
+        if child.tag not in _DROPPED:
+            _tidy(child, prefix, hidden, defined=node.tag == "defs", strip=strip)
+        unseen = child.get("fill") == "none" and "stroke" not in child.attrib and not strip and node.tag != "defs"
+        hollow = child.tag in ("g", "defs") and not len(child)
+        if child.tag in _DROPPED or hollow or unseen:
+            node.remove(child)
+    found = dict(pair.split(": ", 1) for pair in node.attrib.pop("style", "").split("; ") if pair)
+    found |= {key.rpartition("}")[2]: value for key, value in node.attrib.items()}
+    name = found.pop("id", "")
+    for key in ("font-family", "clip-path", *(["fill"] if strip else [])):
+        found.pop(key, None)
+    if found.get("transform", "").startswith("rotate(-0 "):
+        del found["transform"]
+    if node.tag in _MARKS and not defined and not strip:
+        found.setdefault("fill", "#000000")  # which matplotlib leaves out
+    found = {key: _path(value) if key == "d" else _NUMBER.sub(_rounded, value) for key, value in found.items()}
+    if "href" in found:
+        found["href"] = f"#{prefix}{found['href'][1:]}"
+    if defined:
+        found["id"] = prefix + name
+    if opens:
+        found["class"] = "hit"
+    node.attrib.clear()
+    node.attrib.update(found)
+    if node.tag == "g" and len(node) > 1:
+        _raise_common(node)
+
+
+def _raise_common(group: Element) -> None:
+    """Move to the group what all its children have in common."""
+    for key in _INHERITED:
+        values = {child.get(key) for child in group if child.tag != "defs"}
+        if len(values) == 1 and (value := values.pop()) is not None:
+            group.attrib.setdefault(key, value)
+            for child in group:
+                if child.tag != "defs":
+                    del child.attrib[key]
+
+
+def _written(node: Element) -> Html:
+    children = [node.text] if node.text and node.tag in ("text", "title") else []
+    inner = join([*children, *map(_written, node)])
+    return inner if node.tag == "g" and not node.attrib else el(node.tag, inner, **node.attrib)
+
+
+def _path(data: str) -> str:
+    """Path data with two decimals, and horizontal and vertical lines as such."""
+    parts: list[str] = []
+    x = y = ""
+    for command, rest in re.findall(r"([A-Za-z])([^A-Za-z]*)", data):
+        numbers = [_short(float(value)) for value in rest.split()]
+        if command == "L" and numbers[1] == y:
+            parts.append(f"H{numbers[0]}")
+        elif command == "L" and numbers[0] == x:
+            parts.append(f"V{numbers[1]}")
+        else:
+            parts.append(command + " ".join(numbers))
+        x, y = numbers[-2:] or (x, y)
+    return "".join(parts)
+
+
+def _rounded(match: re.Match[str]) -> str:
+    return _short(float(match[0]))
+
+
+def _short(value: float) -> str:
+    """At most two decimals, no trailing zeros."""
     short = f"{value:.2f}".rstrip("0").rstrip(".")
     return "0" if short == "-0" else short
-
-
-def ticks(low: float, high: float, most: int = 8, integer: bool = False) -> list[float]:
-    """Round numbers from ``low`` to ``high``, some ``most`` of them."""
-    found = MaxNLocator(nbins=most, steps=ROUND_STEPS, integer=integer).tick_values(low, high)
-    air = 1e-9 * max(1.0, abs(high))
-    return [float(value) for value in found if low - air <= value <= high + air]
-
-
-def chart(width: float, height: float, description: str, *children: str) -> Html:
-    """An SVG image that grows and shrinks with the page; ``description`` is for those who cannot see it."""
-    box = f"0 0 {number(width)} {number(height)}"
-    return el(
-        "svg", *children, viewBox=box, width=width, height=height, role="img", aria_label=description, class_="chart"
-    )
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A plotting area and its scales, in the units of the SVG; y values grow upwards."""
-
-    width: float
-    height: float
-    xlim: tuple[float, float]
-    ylim: tuple[float, float]
-    left: float = 48.0
-    right: float = 60.0
-    top: float = 10.0
-    bottom: float = 40.0
-
-    @property
-    def x_end(self) -> float:
-        return self.width - self.right
-
-    @property
-    def y_end(self) -> float:
-        """The bottom of the plotting area."""
-        return self.height - self.bottom
-
-    def x(self, value: float) -> float:
-        low, high = self.xlim
-        return self.left + (value - low) / ((high - low) or 1.0) * (self.x_end - self.left)
-
-    def y(self, value: float) -> float:
-        low, high = self.ylim
-        return self.y_end - (value - low) / ((high - low) or 1.0) * (self.y_end - self.top)
-
-    def path(self, xs: Sequence[float], ys: Sequence[float]) -> str:
-        """The path data of a line through these points."""
-        points = (f"{number(self.x(x))} {number(self.y(y))}" for x, y in zip(xs, ys, strict=True))
-        return "M" + "L".join(points)
-
-    def y_axis(self, values: Sequence[float], name: str = "", labels: Sequence[str] | None = None) -> Html:
-        """Horizontal grid lines with their numbers; ``name`` stands upright at the left edge."""
-        parts = []
-        for value, label in zip(values, labels or [f"{value:g}" for value in values], strict=True):
-            at = self.y(value)
-            parts.append(el("line", class_="grid", x1=self.left, x2=self.x_end, y1=at, y2=at))
-            parts.append(el("text", label, class_="tick end", x=self.left - 6, y=at + 4))
-        if name:
-            middle = (self.top + self.y_end) / 2
-            turn = f"rotate(-90 12 {number(middle)})"
-            parts.append(el("text", name, class_="axis mid", x=12.0, y=middle, transform=turn))
-        return join(parts)
-
-    def x_axis(
-        self, values: Sequence[float], name: str = "", labels: Sequence[str] | None = None, grid: bool = False
-    ) -> Html:
-        """Numbers below the plotting area, with vertical grid lines where wanted."""
-        parts = []
-        for value, label in zip(values, labels or [f"{value:g}" for value in values], strict=True):
-            at = self.x(value)
-            if grid:
-                parts.append(el("line", class_="grid", x1=at, x2=at, y1=self.top, y2=self.y_end))
-            parts.append(el("text", label, class_="tick mid", x=at, y=self.y_end + 16))
-        if name:
-            middle = (self.left + self.x_end) / 2
-            parts.append(el("text", name, class_="axis mid", x=middle, y=self.y_end + 34))
-        return join(parts)
-
-    def base(self) -> Html:
-        """The line at the bottom."""
-        return el("line", class_="base", x1=self.left, x2=self.x_end, y1=self.y_end, y2=self.y_end)
-
-    def strip(self, start: float, stop: float, words: str) -> Html:
-        """What the pointer finds from ``start`` to ``stop`` on the x axis: ``words``."""
-        a, b = max(self.left, self.x(start)), min(self.x_end, self.x(stop))
-        area = {"x": a, "y": self.top, "width": b - a, "height": self.y_end - self.top}
-        return el("rect", el("title", words), class_="hit", **area)

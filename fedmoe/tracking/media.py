@@ -5,20 +5,17 @@ Shape letters: N clients.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from fedmoe.federation.callbacks import FederationView
 from fedmoe.federation.evaluation import Evaluation
-from fedmoe.report.plot_style import COUNTS, frame, style, styled
-from fedmoe.report.plots import expert_attention, label_distribution
+from fedmoe.report.plot_style import image
+from fedmoe.report.plots import expert_assignment, expert_attention, label_distribution
 from fedmoe.report.run import LabelCounts, Run, read_run
 from fedmoe.runs.records import RoundRecord
 
@@ -45,7 +42,9 @@ class Details:
         evaluation = self.due(run, record)
         if evaluation is None or not (evaluation.experts or evaluation.attention):
             return {}
-        return {f"experts/{name}": image for name, image in round_pictures(read_run(self.folder), evaluation).items()}
+        return {
+            f"experts/{name}": picture for name, picture in round_pictures(read_run(self.folder), evaluation).items()
+        }
 
     def labels(self, run: FederationView) -> Image.Image:
         return labels_picture(run.clients)
@@ -64,7 +63,7 @@ def labels_picture(summary: Mapping[str, Any]) -> Image.Image:
     """Label distribution over clients; ``summary`` as in partition.json."""
     train, test = (np.array(summary[key], dtype=np.int64) for key in ("counts_train", "counts_test"))
     domains = None if summary["domains"] is None else tuple(summary["domains"])
-    return render(label_distribution(LabelCounts(tuple(summary["class_names"]), train, test, domains)))
+    return image(label_distribution(LabelCounts(tuple(summary["class_names"]), train, test, domains)))
 
 
 def round_pictures(run: Run, evaluation: Evaluation) -> dict[str, Image.Image]:
@@ -73,45 +72,7 @@ def round_pictures(run: Run, evaluation: Evaluation) -> dict[str, Image.Image]:
     if evaluation.experts:
         experts = {int(client): ids for client, ids in evaluation.experts.items()}
         number = evaluation.clients[0].round
-        pictures["assignment"] = render(expert_assignment(experts, len(evaluation.clients), number))
+        pictures["assignment"] = image(expert_assignment(experts, len(evaluation.clients), number))
     if evaluation.attention is not None:
-        pictures["attention"] = render(expert_attention(run))
+        pictures["attention"] = image(expert_attention(run))
     return pictures
-
-
-@styled
-def expert_assignment(experts: Mapping[int, Sequence[int]], num_clients: int, number: int) -> Figure:
-    """Who uses whose prompt: a row for each client, a dark cell for each client whose prompt it has as an expert.
-
-    Args:
-        experts: client -> ids of its experts.
-        number: the round.
-    """
-    matrix = np.zeros((num_clients, num_clients))  # [N, N]
-    for client, ids in experts.items():
-        matrix[client, list(ids)] = 1
-    users = matrix.sum(axis=0)
-    subtitle = f"Round {number}: {len(experts)} of {num_clients} clients have experts; above: clients that use a prompt"
-    figure = frame(8.0, "Expert assignment: who uses whose prompt", subtitle)
-    grid = figure.add_gridspec(2, 1, height_ratios=[1, 7])
-    axes = figure.add_subplot(grid[1])
-    top = figure.add_subplot(grid[0], sharex=axes)
-    axes.imshow(matrix, cmap=COUNTS, vmin=0, vmax=1, aspect="auto", interpolation="nearest", alpha=matrix)
-    axes.plot([-0.5, num_clients - 0.5], [-0.5, num_clients - 0.5], color="#A0A0A0", linewidth=0.8)
-    axes.set(xlabel="whose prompt", ylabel="client that uses it")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True, nbins=12))
-    top.bar(range(num_clients), users, width=0.8, color="#8C9AA5", linewidth=0)
-    top.set_ylabel("users")
-    top.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=2))
-    top.tick_params(axis="x", length=0, labelbottom=False)
-    return figure
-
-
-def render(figure: Figure) -> Image.Image:
-    """The figure as an image, 960 pixels wide."""
-    buffer = io.BytesIO()
-    with style():  # ticks are made only now
-        figure.savefig(buffer, format="png", dpi=120, facecolor="white")
-    buffer.seek(0)
-    return Image.open(buffer).convert("RGB")
