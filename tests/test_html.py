@@ -28,13 +28,14 @@ from fedmoe.report.plot_style import (
     PALE,
     PAPER,
     QUIET,
+    Chart,
     bright,
     dark,
     luminance,
     night,
 )
 from fedmoe.report.plots import level_bounds, shade
-from fedmoe.report.svg import _path
+from fedmoe.report.svg import _path, inline, night_rules
 
 OURS, COOP, PROMPTFL = (METHOD_COLOURS[name].lower() for name in ("PFedMoAP", "CoOp", "PromptFL"))
 VOID = {"meta", "br", "img", "input", "link", "hr"}
@@ -418,6 +419,15 @@ def test_elements_escape() -> None:
         '<a x="1" title="&quot;" class="c" aria-label="d">&lt;&amp;&gt;<b></b></a>'
     )
     assert el("a", "x" + el("b")) == "<a>x&lt;b&gt;&lt;/b&gt;</a>"  # what was glued to plain text is plain text
+
+
+def test_black_is_a_colour_like_others() -> None:
+    chart = Chart(2.0, "heading", "caption")
+    chart.hover(chart.add_subplot().bar([0], [1], color="black").patches[0], "a <bar>")
+    picture = ElementTree.fromstring(inline(chart, "one"))
+    assert [attributes["fill"] for _, attributes, title, _ in marks(picture) if title == "a <bar>"] == ["#000000"]
+    assert f'svg [fill="#000000"] {{ fill: {bright("#000000")}; }}' in night_rules(inline(chart, "one"))
+    assert not {"heading", "caption"} & {words for *_, words in marks(picture)}  # which the page says
 
 
 def test_paths_are_shortened() -> None:

@@ -496,6 +496,7 @@ def test_files_of_both_kinds_are_the_same_every_time(suffix: str, magic: bytes, 
     for file in files:
         save(label_distribution(run.labels, test=True), file)
     assert files[0].read_bytes() == files[1].read_bytes() and files[0].read_bytes().startswith(magic)
+    assert b"Date" not in files[0].read_bytes()
 
 
 def test_plots_are_written_as_pdf_on_request(tmp_path: Path) -> None:
