@@ -14,7 +14,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,17 +84,18 @@ def step(module: ClientModule, optimizer: torch.optim.Optimizer, features: Tenso
     optimizer.step()
 
 
-def seconds(run: Callable[[], object], repeats: int) -> float:
-    """The least of several times: what the machine can do when nothing else disturbs it."""
-    times = []
+def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[tuple[float, float]]]:
+    """Processor and wall seconds of each run, all of them in turn, so that what else the machine does meets all alike."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        for name, run in runs.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            run()
+            times[name].append((time.process_time() - cpu, time.perf_counter() - wall))
+    return times
 
 
-def bench_step(clip: FrozenCLIP, classes: int, table: Table) -> None:
+def bench_step(clip: FrozenCLIP, classes: int, repeats: int, table: Table) -> None:
     names = class_names(classes)
     generator = torch_generator(2)
     images = torch.randn(BATCH, 3, 224, 224, generator=generator)
@@ -103,10 +104,19 @@ def bench_step(clip: FrozenCLIP, classes: int, table: Table) -> None:
     fast, plain = client(clip, names, "shared"), client(clip, names, "full")
     fast_sgd, plain_sgd = fast.configure_optimizers(), plain.configure_optimizers()
     step(fast, fast_sgd, features, labels)  # warm up
-    ours = seconds(lambda: step(fast, fast_sgd, features, labels), repeats=10)
-    text = seconds(lambda: step(plain, plain_sgd, features, labels), repeats=2 if classes > 10 else 3)
-    image = seconds(lambda: clip.encode_image(images), repeats=3)
-    table.add_row(f"C = {classes}", f"{ours:.3f} s", f"{image:.2f} + {text:.2f} s", f"{(image + text) / ours:.1f} x")
+    runs = {
+        "ours": lambda: step(fast, fast_sgd, features, labels),
+        "images": lambda: clip.encode_image(images),
+        "text": lambda: step(plain, plain_sgd, features, labels),
+    }
+    times = interleaved(runs, repeats)
+    ratios = [(i[0] + t[0]) / o[0] for o, i, t in zip(times["ours"], times["images"], times["text"], strict=True)]
+    cells = [
+        f"{statistics.median(cpu for cpu, _ in found):.3f} ({statistics.median(wall for _, wall in found):.3f})"
+        for found in times.values()
+    ]
+    spread = f"{statistics.median(ratios):.1f} x ({min(ratios):.1f} to {max(ratios):.1f})"
+    table.add_row(f"C = {classes}", *cells, spread)
 
 
 class _Timed(PFedMoAP):
@@ -237,17 +247,19 @@ def bench_round(clip: FrozenCLIP, classes: int, table: Table) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, nargs="+", default=[10, 100], help="numbers of classes C")
-    classes = parser.parse_args().classes
+    parser.add_argument("--repeats", type=int, default=5, help="interleaved repeats of each step")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(width=110)
     clip = FrozenCLIP.load(ClipConfig(architecture="RN50", pretrained=None, quick_gelu=True))
     console.print(f"RN50 with random weights, float32, torch {torch.__version__}, 1 thread", highlight=False)
-    steps = Table("", "on cached features", "plain: images + 77 tokens", "speed-up", title="One local step of pFedMoAP")
-    for count in classes:
-        bench_step(clip, count, steps)
+    title = f"A local step of pFedMoAP: processor (wall) seconds, medians of {arguments.repeats} interleaved repeats"
+    steps = Table("", "on cached features", "32 images", "step with 77 tokens", "speed-up (range)", title=title)
+    for count in arguments.classes:
+        bench_step(clip, count, arguments.repeats, steps)
     console.print(steps)
     rounds = Table("", "median", "largest", title="Share of a round outside model mathematics")
-    for count in classes:
+    for count in arguments.classes:
         bench_round(clip, count, rounds)
     console.print(rounds)
 

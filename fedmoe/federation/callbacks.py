@@ -79,7 +79,7 @@ class RunLog(Callback):
 
     def on_evaluation_end(self, run: FederationView, evaluation: Evaluation) -> None:
         append_jsonl(self.folder / "clients.jsonl", *(score.to_json() for score in evaluation.clients))
-        last = {"class_names": run.clients["class_names"], "confusion": evaluation.confusion}
+        last = {"class_names": run.clients.get("class_names", []), "confusion": evaluation.confusion}
         write_json_atomic(self.folder / "confusion.json", {**last, "per_class": per_class(evaluation.confusion)})
 
     def on_round_end(self, run: FederationView, record: RoundRecord) -> None:
