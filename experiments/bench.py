@@ -85,7 +85,7 @@ def step(module: ClientModule, optimizer: torch.optim.Optimizer, features: Tenso
 
 
 def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[tuple[float, float]]]:
-    """Processor and wall seconds of each run, all of them in turn, so that what else the machine does meets all alike."""
+    """Processor and wall seconds of each run, in turn, so that what else the machine does meets all alike."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():

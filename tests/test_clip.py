@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fedmoe.config import ClipConfig
 from fedmoe.errors import UserError
 from fedmoe.models.clip import FrozenCLIP
-from fedmoe.readers.weights import read_checkpoint, write_compact
+from fedmoe.readers.weights import read_weights, write_compact
 
 State = dict[str, Tensor]
 
@@ -117,7 +117,7 @@ def test_an_archive_of_scripted_code(reference: Any, config: Path, tmp_path: Pat
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.script(deepcopy(reference)), tmp_path / "scripted.pt")
-    checkpoint = read_checkpoint(tmp_path / "scripted.pt")
+    checkpoint = read_weights(tmp_path / "scripted.pt")
     assert checkpoint.tensors.keys() == reference.state_dict().keys()
     for name, tensor in reference.state_dict().items():
         assert torch.equal(checkpoint.tensors[name], tensor), name

@@ -30,7 +30,7 @@ from fedmoe.errors import UserError
 from fedmoe.features.cache import Block, FeatureCache
 from fedmoe.io import DamagedFile, open_regular, read_jsonl, read_regular, write_tensors_atomic
 from fedmoe.readers.array_pickle import load_arrays
-from fedmoe.readers.weights import read_checkpoint
+from fedmoe.readers.weights import read_weights
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_file_that_would_block_or_never_end_is_refused(tmp_path: Path, place, 
 def test_weights_and_cache_files_are_regular(tmp_path: Path, place, caplog: pytest.LogCaptureFixture) -> None:
     place(tmp_path / "w")
     with pytest.raises(UserError, match="it is not a regular file"):
-        read_checkpoint(tmp_path / "w")
+        read_weights(tmp_path / "w")
     cache = FeatureCache(str(tmp_path), {"a": 1})
     place(cache.path)
     assert cache.load(3, (2,)) is None and "it is not a regular file" in caplog.text
@@ -99,7 +99,7 @@ def test_a_safetensors_header_that_takes_minutes_is_refused(tmp_path: Path) -> N
     for text, length in ((header, len(header)), (b"{", 2**60)):
         (tmp_path / "w").write_bytes(length.to_bytes(8, "little") + text)
         with pytest.raises(UserError, match="truncated, damaged or of no known format"):
-            read_checkpoint(tmp_path / "w")
+            read_weights(tmp_path / "w")
 
 
 def test_labels_that_unpack_to_far_more_are_refused(tmp_path: Path) -> None:

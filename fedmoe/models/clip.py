@@ -24,7 +24,7 @@ from fedmoe.config import ClipConfig
 from fedmoe.errors import UserError, did_you_mean
 from fedmoe.models.model_config import read_model_config
 from fedmoe.models.text_tower import TextTower, require_prompts
-from fedmoe.readers.weights import EMBEDDING, Checkpoint, expand_rows, read_checkpoint, require_model_fit
+from fedmoe.readers.weights import EMBEDDING, WeightsFile, expand_rows, read_weights, require_model_fit
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -92,7 +92,7 @@ class FrozenCLIP(nn.Module):
         require_prompts(config, _name(cfg))
         tag = _tag(cfg)
         path = _weights_path(cfg, tag)
-        checkpoint = None if path is None else read_checkpoint(path)
+        checkpoint = None if path is None else read_weights(path)
         config["quick_gelu"] = _quick_gelu(cfg, config, tag, checkpoint)
         model = _build(cfg, config)
         known = None
@@ -248,7 +248,7 @@ def _first(error: BaseException) -> str:
     return (lines[0].rstrip(". ") or type(error).__name__)[:200]
 
 
-def _quick_gelu(cfg: ClipConfig, config: Mapping[str, Any], tag: _Tag | None, checkpoint: Checkpoint | None) -> bool:
+def _quick_gelu(cfg: ClipConfig, config: Mapping[str, Any], tag: _Tag | None, checkpoint: WeightsFile | None) -> bool:
     """Which activation the weights were trained with.
 
     open_clip takes it from the architecture's name alone and only warns: RN50 with OpenAI's weights would be wrong.
@@ -297,7 +297,7 @@ def _build(cfg: ClipConfig, config: Mapping[str, Any]) -> nn.Module:
         raise UserError(f"open_clip cannot build the model of {_name(cfg)}: {_first(error)}.") from error
 
 
-def _fill(model: nn.Module, checkpoint: Checkpoint, path: Path, cfg: ClipConfig) -> set[int] | None:
+def _fill(model: nn.Module, checkpoint: WeightsFile, path: Path, cfg: ClipConfig) -> set[int] | None:
     """Load the tensors, each of which must be there and fit; returns the known vocabulary rows of a compact file."""
     from open_clip.convert import convert_state_dict
     from open_clip.model import CustomTextCLIP, convert_to_custom_text_state_dict

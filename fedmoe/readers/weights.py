@@ -35,7 +35,7 @@ _OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")  # numbers t
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class WeightsFile:
     """A weights file's tensors by open_clip's keys.
 
     ``openai``: the file is one of OpenAI's own archives, or its state dict. ``rows``: the vocabulary rows of a compact
@@ -47,7 +47,7 @@ class Checkpoint:
     rows: Tensor | None = None
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_weights(path: str | Path) -> WeightsFile:
     """Read a weights file of any known format, told by its contents and not by its name.
 
     Raises:
@@ -134,7 +134,7 @@ def _some(keys: list[str]) -> str:
     return keys[0] + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
 
 
-def _finish(path: Path, tensors: Any, openai: bool = False) -> Checkpoint:
+def _finish(path: Path, tensors: Any, openai: bool = False) -> WeightsFile:
     """Take the state dict out of whatever a file holds around it, and the bookkeeping out of the state dict."""
     if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
         tensors = tensors["state_dict"]
@@ -149,7 +149,7 @@ def _finish(path: Path, tensors: Any, openai: bool = False) -> Checkpoint:
     state = {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
     openai = openai or "input_resolution" in state
     state = {name: tensor for name, tensor in state.items() if name not in _OPENAI_KEYS}
-    return Checkpoint(state, openai, state.pop(ROWS, None))
+    return WeightsFile(state, openai, state.pop(ROWS, None))
 
 
 def _damaged(path: Path) -> UserError:

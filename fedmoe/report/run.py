@@ -27,7 +27,7 @@ from fedmoe.runs.records import (
     DOCUMENT_BYTES,
     ClientScore,
     Integer,
-    Partition,
+    PartitionSummary,
     Record,
     RoundRecord,
     Summary,
@@ -52,7 +52,7 @@ class LabelCounts:
     domains: tuple[str, ...] | None  # [N]
 
     @classmethod
-    def of(cls, partition: Partition) -> LabelCounts:
+    def of(cls, partition: PartitionSummary) -> LabelCounts:
         train, test = (np.array(rows, dtype=np.int64) for rows in (partition.counts_train, partition.counts_test))
         return cls(
             tuple(partition.class_names), train, test, None if partition.domains is None else tuple(partition.domains)
@@ -181,7 +181,7 @@ def read_run(path: Path) -> Run:
     require_format(path, oldest=1)
     if not (path / "rounds.jsonl").exists() and not (path / "summary.json").exists():
         raise NoRoundYet(f"{path} is a run that has finished no round yet; there is nothing to report.")
-    labels = LabelCounts.of(read_document(path / "partition.json", Partition))
+    labels = LabelCounts.of(read_document(path / "partition.json", PartitionSummary))
     rounds = tuple(read_rounds(path, notes))
     if not rounds:
         raise NoRoundYet(f"{path / 'rounds.jsonl'} holds no finished round yet; there is nothing to report.")

@@ -139,7 +139,7 @@ class Failure(Record):
     traceback: str
 
 
-class Partition(Record):
+class PartitionSummary(Record):
     """partition.json: who holds how many examples of which class. C classes, N clients."""
 
     class_names: list[str]  # [C]

@@ -36,7 +36,7 @@ from fedmoe.io import read_jsonl
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.protocol.records import ClientState
 from fedmoe.readers.array_pickle import load_arrays
-from fedmoe.readers.weights import read_checkpoint
+from fedmoe.readers.weights import read_weights
 from fedmoe.report.run import read_run
 from fedmoe.report.tables import run_table
 from fedmoe.runs.checkpoint import StateStore
@@ -228,7 +228,7 @@ def test_damaged_weights(count: int, weights: list[bytes]) -> None:
     def check(whole: bytes, changes: list[Edit]) -> None:
         Path("w").write_bytes(edited(whole, changes))
         try:
-            found = read_checkpoint("w")
+            found = read_weights("w")
         except UserError as error:
             is_sentence(error)
         else:
@@ -245,7 +245,7 @@ def test_safetensors_headers(count: int) -> None:
         text = json.dumps(with_value(good, share, part)).encode()
         Path("w").write_bytes(max(0, min(len(text) + length, 2**64 - 1)).to_bytes(8, "little") + text + bytes(8))
         try:
-            read_checkpoint("w")
+            read_weights("w")
         except UserError as error:
             is_sentence(error)
 
