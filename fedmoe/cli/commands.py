@@ -20,7 +20,7 @@ from rich.console import Console
 from fedmoe.cli.process import interrupted
 from fedmoe.cli.settings import COMMANDS, as_experiment, as_plain, build_parser, load_settings
 from fedmoe.cli.values import either, sentence
-from fedmoe.display import say
+from fedmoe.display import log_as_text, say
 from fedmoe.errors import UserError, did_you_mean
 
 
