@@ -191,7 +191,8 @@ def run(session: Session, method: Method, settings: Settings, folder: Path, reso
         require_format(folder)
     store = StateStore(folder / "state")
     progress = ProgressDisplay(session.console, method.label)
-    tracking = trackers(session.experiment.tracking, folder, settings)
+    tracked = {**settings, "provenance": provenance(type(method))}
+    tracking = trackers(session.experiment.tracking, folder, tracked)
     # Built before anything is written or deleted: what does not fit leaves everything as it is.
     federation = session.federation(method, callbacks=[RunLog(folder), Checkpoint(store, folder), *tracking, progress])
     if overwrite:
