@@ -36,6 +36,7 @@ from fedmoe.config import (
 )
 from fedmoe.data.base import DataSet
 from fedmoe.data.partition import Partition
+from fedmoe.display import say
 from fedmoe.errors import UserError, did_you_mean
 from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.features.encoders import extract_test
@@ -210,8 +211,7 @@ def run(session: Session, method: Method, settings: Settings, folder: Path, reso
         write_text_atomic(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         write_json_atomic(folder / "partition.json", federation.clients)
         if state is not None and state.round < federation.config.rounds:
-            told = f"{method.label}: resuming {folder} after round {state.round}"
-            session.console.print(told, markup=False, emoji=False, soft_wrap=True)
+            say(session.console, f"{method.label}: resuming {folder} after round {state.round}")
         try:
             federation.run()
         finally:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedmoe.cli import commands
 from fedmoe.cli.process import SENTENCE
+from fedmoe.display import say
 from fedmoe.io import read_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -174,7 +174,7 @@ def test_closed_streams_are_replaced(options: list[str], tmp_path: Path) -> None
 
 
 def test_text_from_outside_is_neither_markup_nor_control(capsys: pytest.CaptureFixture[str]) -> None:
-    commands._print(Console(), "cannot read [/data/x.png] \033]0;title\a :smile: [bold]x[/bold] ±\nnext")
+    say(Console(), "cannot read [/data/x.png] \033]0;title\a :smile: [bold]x[/bold] ±\nnext")
     assert capsys.readouterr().out == "cannot read [/data/x.png] \\x1b]0;title\\x07 :smile: [bold]x[/bold] ±\nnext\n"
 
 

@@ -13,6 +13,7 @@ ROOMS = [
     "seeds",
     "io",
     "config",
+    "display",
     "readers",
     "runs",
     "models",

@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def reproduce(options: argparse.Namespace, console: Console) -> int:
     from experiments.reproduce.plan import Options, make_plan
     from experiments.reproduce.report import write_report
     from experiments.reproduce.runner import Outcome, run_all, visible_gpus
+    from fedmoe import display
     from fedmoe.io import write_json_atomic
 
     manifest = load_manifest(options.name, options.preset)
@@ -70,9 +72,7 @@ def reproduce(options: argparse.Namespace, console: Console) -> int:
     scale = (options.seeds, options.rounds, options.clients)
     plan = make_plan(manifest, Options(out, options.data, *scale, options.wandb))
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
+    say = partial(display.say, console)
     say(f"{manifest.title}: {len(plan.runs)} runs in {out}")
     for label, reason in plan.pending().items():
         say(f"pending: {label} ({reason})")

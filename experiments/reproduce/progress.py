@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID
 
 from experiments.reproduce.plan import Run
+from fedmoe.display import Bars, Words, say
 from fedmoe.runs.records import read_rounds
 
 
@@ -96,21 +97,16 @@ class Display:
         self.running: dict[str, Running] = {}
         self._told: dict[str, int] = {}
         self._tasks: dict[str, TaskID] = {}
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            columns = (TextColumn("[bold]{task.description}[/]"), BarColumn(24), TextColumn("{task.fields[text]}"))
-            self._bar = Progress(*columns, console=console, transient=True)
-            self._all = self._bar.add_task(title, total=1.0, text="")
-            self._bar.start()
+        self._bars = Bars(console, Words(style="bold"), BarColumn(24), Words("text"))
+        self._all = self._bars.add(title, total=1.0)
 
     def start(self, run: Run) -> None:
         """A run begins, or goes on."""
         at, _ = last_round(run)
         self.running[run.name] = Running(run, time.monotonic(), max(0, at))
         self._told[run.name] = -1 if at < 0 else 4 * at // max(1, run.rounds)
-        if self._bar is not None:
-            self._tasks[run.name] = self._bar.add_task(f"  {run.name}", total=max(1, run.rounds), text="starting")
-        else:
+        self._tasks[run.name] = self._bars.add(f"  {run.name}", total=max(1, run.rounds), text="starting")
+        if not self._bars.live:
             self._line(f"{run.name}: started" if at < 0 else f"{run.name}: goes on after round {at}")
 
     def end(self, run: Run, why: str = "") -> None:
@@ -119,8 +115,7 @@ class Display:
         self.finished += not why
         self.failed += bool(why)
         self.estimate.ended(one, now, not why)
-        if self._bar is not None:
-            self._bar.remove_task(self._tasks.pop(run.name))
+        self._bars.remove(self._tasks.pop(run.name))
         accuracy = last_round(run)[1]
         how = f"FAILED, {why}" if why else "finished" if accuracy is None else f"{accuracy:.2f} %"
         self._line(f"{run.name}: {how}, {_span(now - one.start)} ({self._overall()})")
@@ -132,20 +127,18 @@ class Display:
             if one.ready is None and at >= one.before:
                 one.ready = time.monotonic()
             text = f"round {at}/{one.run.rounds}" + (f", {accuracy:.1f} %" if accuracy is not None else "")
-            if self._bar is not None:
+            if self._bars.live:
                 if at >= 0:
-                    self._bar.update(self._tasks[name], completed=at, text=text)
+                    self._bars.update(self._tasks[name], completed=at, text=text)
             elif at >= 0 and (quarter := 4 * at // max(1, one.run.rounds)) > self._told[name]:
                 self._told[name] = quarter
                 self._line(f"{name}: {text} ({self._overall()})")
-        if self._bar is not None:
-            self._bar.update(self._all, completed=self.estimate.done(), text=self._overall())
+        if self._bars.live:
+            self._bars.update(self._all, completed=self.estimate.done(), text=self._overall())
 
     def close(self) -> None:
         """Take the bars off the screen."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._bars.close()
 
     def _overall(self) -> str:
         left = self.estimate.left(list(self.running.values()), time.monotonic())
@@ -154,7 +147,7 @@ class Display:
         return f"{self.finished} of {self.count} runs{failed}, {span}"
 
     def _line(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(self.console, text)
 
 
 def _span(seconds: float) -> str:

@@ -20,6 +20,7 @@ from rich.console import Console
 from experiments.reproduce.manifest import ROOT
 from experiments.reproduce.plan import Run
 from experiments.reproduce.progress import Display, Estimate, last_round, tail
+from fedmoe.display import say
 from fedmoe.errors import UserError
 
 _POLL = 0.2  # seconds between two looks at the running processes
@@ -147,7 +148,7 @@ def _stop(going: Sequence[_Process], console: Console) -> None:
     """Ask the running runs to stop, and wait; a second Ctrl-C, or the grace time, ends them at once."""
     if not going:
         return
-    console.print(f"Stopping {len(going)} run{'s' * (len(going) > 1)}; Ctrl-C again does not wait.", highlight=False)
+    say(console, f"Stopping {len(going)} run{'s' * (len(going) > 1)}; Ctrl-C again does not wait.")
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             for one in going:

@@ -20,18 +20,20 @@ from rich.console import Console
 from fedmoe.cli.process import interrupted
 from fedmoe.cli.settings import COMMANDS, as_experiment, as_plain, build_parser, load_settings
 from fedmoe.cli.values import either, sentence
-from fedmoe.errors import UserError, did_you_mean, printable
+from fedmoe.display import log_as_text, say
+from fedmoe.errors import UserError, did_you_mean
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0, 2 for a mistake in the input, 128 plus the number of a signal."""
     try:
         args = list(sys.argv[1:] if args is None else args)
+        log_as_text()
         command = _command(args[0] if args else "")
         settings = build_parser(args[0]).parse_args(_with_kept_settings(args)[1:])
         return command(settings, Console()) or 0
     except UserError as error:
-        _print(Console(stderr=True), f"Error: {error}", style="red")
+        say(Console(stderr=True), f"Error: {error}", style="red")
         return 2
     except KeyboardInterrupt:
         return interrupted()
@@ -57,11 +59,6 @@ def _command(name: str) -> Callable[[Namespace, Console], int | None]:
     if name not in COMMANDS:
         raise sentence(f"{name!r} is not a command; valid is {either(COMMANDS)}", did_you_mean(name, COMMANDS))
     return _FUNCTIONS[name]
-
-
-def _print(console: Console, text: str, style: str | None = None) -> None:
-    """Print text that may come from outside: nothing in it is markup, and a terminal obeys none of it."""
-    console.print(printable(text), style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def _with_kept_settings(args: list[str]) -> list[str]:
@@ -129,7 +126,7 @@ def evaluate(settings: Namespace, console: Console) -> None:
         lines.append(f"  {len(late['clients'])} late clients as they come: {_spread(late['as_they_come'])}")
         lines.append(f"  after {late['rounds']} rounds of {late['epochs']} epochs: {_spread(late['joined'])}")
     for line in [*lines, f"Written to {folder / 'evaluation.json'}"]:
-        _print(console, line)
+        say(console, line)
 
 
 def _spread(accuracy: dict[str, float]) -> str:
@@ -145,7 +142,7 @@ def report(settings: Namespace, console: Console) -> None:
         write_page(Path(settings.run), Path(settings.html))
     show(Path(settings.run), console)
     if settings.html is not None:
-        _print(console, f"  Page: {settings.html}")
+        say(console, f"  Page: {settings.html}")
 
 
 def partition(settings: Namespace, console: Console) -> None:
@@ -155,8 +152,8 @@ def partition(settings: Namespace, console: Console) -> None:
 
     experiment, _ = as_experiment(settings)
     clients = partition_dataset(experiment.data, experiment.partition, experiment.federation.clients, experiment.seed)
-    _print(console, show_partition(partition_summary(experiment.data, clients), settings.picture))
-    _print(console, f"Picture: {settings.picture}")
+    say(console, show_partition(partition_summary(experiment.data, clients), settings.picture))
+    say(console, f"Picture: {settings.picture}")
 
 
 def features(settings: Namespace, console: Console) -> None:
@@ -186,7 +183,7 @@ def data(settings: Namespace, console: Console) -> int:
 
     experiment, _ = as_experiment(settings)
     found = check(experiment.data, settings.headers)
-    _print(console, found.text)
+    say(console, found.text)
     return found.exit_code
 
 

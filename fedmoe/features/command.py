@@ -15,6 +15,7 @@ from rich.table import Table
 
 from fedmoe.config import FeatureConfig, ViewsConfig
 from fedmoe.data.base import DataSet
+from fedmoe.display import plain, say
 from fedmoe.errors import UserError, did_you_mean
 from fedmoe.features.cache import PARTS, PREFIX, WHOLE, images_in, part_files, read_block, read_metadata
 from fedmoe.features.encoders import extract_dataset
@@ -107,21 +108,22 @@ def fill(
             took = f"{found.encoded:,} images in {found.seconds:.1f} s, {rate:,.0f} images/s"
         damaged = f", {len(found.damaged)} damaged and left out" if found.damaged else ""
         line = f"{dataset.name} / {name}: [{shape}], {took}{damaged}; {found.file}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 def show_list(cfg: FeatureConfig, console: Console) -> None:
     """Print a table of the cache's entries."""
     found = entries(cfg)
     if not found:
-        console.print(f"Nothing in {cfg.cache_dir}.", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"Nothing in {cfg.cache_dir}.")
         return
-    table = Table(title=f"{len(found)} in {cfg.cache_dir}, {size_text(sum(entry.bytes for entry in found))}")
+    table = Table(title=plain(f"{len(found)} in {cfg.cache_dir}, {size_text(sum(entry.bytes for entry in found))}"))
     for heading in ("key", "data set", "split", "model", "views", "images", "size", "age", "state"):
         table.add_column(heading, justify="right" if heading in ("images", "size", "age") else "left")
     for entry in found:
         told = [entry.about.get(name, "?") for name in ("dataset", "split", "model", "views", "images")]
-        table.add_row(entry.key[:8], *told, size_text(entry.bytes), age_text(entry.seconds), entry.state)
+        cells = (entry.key[:8], *told, size_text(entry.bytes), age_text(entry.seconds), entry.state)
+        table.add_row(*(plain(cell) for cell in cells))
     console.print(table)
 
 
@@ -148,7 +150,7 @@ def inspect(cfg: FeatureConfig, key: str, console: Console) -> None:
     lines |= {f"key covers {name}": json.dumps(value) for name, value in entry.description.items()}
     lines |= {f"damaged image {index}": why for index, why in entry.damaged.items()}
     for name, text in lines.items():
-        console.print(f"{name}: {text}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"{name}: {text}")
 
 
 def clear(cfg: FeatureConfig, keys: Sequence[str], console: Console) -> None:
@@ -170,7 +172,7 @@ def clear(cfg: FeatureConfig, keys: Sequence[str], console: Console) -> None:
         except BlockingIOError as error:
             raise UserError(f"A run is extracting {entry.key} now; end it before clearing that key.") from error
     freed = size_text(sum(entry.bytes for entry in chosen.values()))
-    console.print(f"Cleared {len(chosen)} of {cfg.cache_dir}, {freed}.", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"Cleared {len(chosen)} of {cfg.cache_dir}, {freed}.")
 
 
 def find(cfg: FeatureConfig, key: str) -> CacheEntry:

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
+
+from fedmoe.display import Bars, Words, say
 
 _EVERY = 10.0  # seconds between two lines
 
@@ -24,13 +26,15 @@ class RateColumn(ProgressColumn):
 @contextmanager
 def extraction_progress(console: Console, title: str = "image features") -> Iterator[Callable[[int, int], None]]:
     """A function ``progress(images done, images in all)`` that shows both and the images/s while the block lasts."""
-    if not console.is_terminal:
-        yield _Lines(console, title)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    bars = Bars(console, Words(), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
+    try:
+        if bars.live:
+            bar = bars.add(title)
+            yield lambda done, total: bars.update(bar, completed=done, total=total)
+        else:
+            yield _Lines(console, title)
+    finally:
+        bars.close()
 
 
 class _Lines:
@@ -45,5 +49,5 @@ class _Lines:
         if seconds < _EVERY:
             return
         rate = (done - self._done) / seconds
-        self._console.print(f"{self._title}: {done:,} of {total:,}, {rate:,.0f} images/s", highlight=False)
+        say(self._console, f"{self._title}: {done:,} of {total:,}, {rate:,.0f} images/s")
         self._time, self._done = self._clock(), done

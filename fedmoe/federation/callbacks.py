@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedmoe.config import FederationConfig
+from fedmoe.display import Bars, Words, say
 from fedmoe.federation.evaluation import Evaluation
 from fedmoe.federation.state import FederationState
 from fedmoe.io import append_jsonl
@@ -100,7 +101,7 @@ class ProgressDisplay(Callback):
 
     def __init__(self, console: Console, label: str, interval: float = 10.0) -> None:
         self.console, self.label, self.interval = console, label, interval
-        self._bar: Progress | None = None
+        self._bars: Bars | None = None
 
     def on_run_start(self, run: FederationView) -> None:
         self._start = self._last_line = time.monotonic()
@@ -108,26 +109,19 @@ class ProgressDisplay(Callback):
         finished = max(0, run.state.round)
         self._todo = run.config.rounds - finished
         if self.console.is_terminal and self._todo > 0:
-            self._bar = Progress(
-                TextColumn(self.label.replace("{", "{{").replace("}", "}}"), style="bold", markup=False),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.description}", markup=False),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
+            self._bars = Bars(
+                self.console,
+                *(Words(style="bold"), BarColumn(bar_width=24), MofNCompleteColumn(), Words("text")),
+                *(TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()),
             )
-            self._task = self._bar.add_task("", total=run.config.rounds, completed=finished)
-            self._bar.start()
+            self._bar = self._bars.add(self.label, total=run.config.rounds, completed=finished)
 
     def on_client_end(self, run: FederationView, context: RoundContext, client_id: int, loss: float) -> None:
         self._trained += 1
         text = f"round {context.round}, client {client_id}, loss {loss:.3f}{self._accuracy}"
-        if self._bar is not None:
+        if self._bars is not None:
             done = context.round - 1 + self._trained / len(context.cohort)
-            self._bar.update(self._task, completed=done, description=text)
+            self._bars.update(self._bar, completed=done, text=text)
         elif time.monotonic() - self._last_line > self.interval:
             self._line(f"{text} ({self._trained} of {len(context.cohort)} clients), {self._left()}")
 
@@ -140,8 +134,8 @@ class ProgressDisplay(Callback):
         self._done += record.round > 0
         if record.accuracy is not None:
             self._accuracy = f", accuracy {record.accuracy['mean']:.1f} ± {record.accuracy['std']:.1f} %"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=record.round, description=f"round {record.round}{self._accuracy}")
+        if self._bars is not None:
+            self._bars.update(self._bar, completed=record.round, text=f"round {record.round}{self._accuracy}")
             return
         loss = "" if record.train_loss is None else f", loss {record.train_loss:.3f}"
         down, up = record.bytes["down"] / 1e6, record.bytes["up"] / 1e6
@@ -155,9 +149,9 @@ class ProgressDisplay(Callback):
 
     def close(self) -> None:
         """Take the bar off the screen; also after an error."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._bars is not None:
+            self._bars.close()
+            self._bars = None
 
     def _left(self) -> str:
         if not self._done:
@@ -167,4 +161,4 @@ class ProgressDisplay(Callback):
 
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
-        self.console.print(f"{self.label}: {text}", highlight=False, markup=False, emoji=False, soft_wrap=True)
+        say(self.console, f"{self.label}: {text}")

@@ -58,7 +58,7 @@ class WandbTracker(Tracker):
         report: Callable[[str], None] | None = None,
     ) -> None:
         self.config, self.folder, self.settings = config, folder, settings
-        self.report = report or (lambda text: print(text, file=sys.stderr))
+        self.report = report or (lambda text: print(printable(text), file=sys.stderr))
         self._background: Background | None = None
         self._run: Any = None  # wandb.Run, of the thread
         self._logged = 0  # rounds that W&B has been given, of the thread
@@ -118,7 +118,7 @@ class WandbTracker(Tracker):
             background.fail(TimeoutError(f"no answer within {self.config.timeout:g} seconds of the run's end"))
 
     def _failed(self, error: BaseException) -> None:
-        reason = printable(" ".join(str(error).split())).rstrip(".") or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         again = ""
         if self._run is not None:
             again = f", and `wandb sync {Path(self._run.dir).parent}` can send what W&B has"
