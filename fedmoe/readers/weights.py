@@ -31,6 +31,7 @@ ROWS = "token_embedding.rows"
 EMBEDDING = "token_embedding.weight"
 _MOST_MODULES = 100_000
 _MOST_HEADER = 1 << 22  # bytes of a safetensors header, a hundred times CLIP's; a million empty tensors take minutes
+_MOST_EXPANDED = 1 << 26  # numbers of a tensor that repeats those stored, by strides of 0
 _OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's archives keep as tensors
 
 
@@ -146,7 +147,8 @@ def _finish(path: Path, tensors: Any, openai: bool = False) -> Checkpoint:
                 f"The weights file {path} is no state dict: its entry {name!r} is a {type(tensor).__name__}; valid "
                 "is a mapping of names to tensors, or a mapping with one under 'state_dict'."
             )
-        if tensor.layout is torch.strided and tensor.nbytes > tensor.untyped_storage().nbytes():
+        expanded = tensor.layout is torch.strided and tensor.nbytes > tensor.untyped_storage().nbytes()
+        if expanded and tensor.numel() > _MOST_EXPANDED:
             raise UserError(
                 f"In the weights file {path}, {name} has shape {list(tensor.shape)}, more numbers than are stored; "
                 "valid are tensors that are stored whole."
