@@ -31,6 +31,7 @@ ROWS = "token_embedding.rows"
 EMBEDDING = "token_embedding.weight"
 _MOST_MODULES = 100_000
 _MOST_HEADER = 1 << 22  # bytes of a safetensors header, a hundred times CLIP's; a million empty tensors take minutes
+_MOST_EXPANDED = 1 << 26  # numbers of a tensor that repeats those stored, by strides of 0
 _OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's archives keep as tensors
 
 
@@ -146,6 +147,12 @@ def _finish(path: Path, tensors: Any, openai: bool = False) -> WeightsFile:
                 f"The weights file {path} is no state dict: its entry {name!r} is a {type(tensor).__name__}; valid "
                 "is a mapping of names to tensors, or a mapping with one under 'state_dict'."
             )
+        expanded = tensor.layout is torch.strided and tensor.nbytes > tensor.untyped_storage().nbytes()
+        if expanded and tensor.numel() > _MOST_EXPANDED:
+            raise UserError(
+                f"In the weights file {path}, {name} has shape {list(tensor.shape)}, more numbers than are stored; "
+                "valid are tensors that are stored whole."
+            )
     state = {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
     openai = openai or "input_resolution" in state
     state = {name: tensor for name, tensor in state.items() if name not in _OPENAI_KEYS}
@@ -228,12 +235,12 @@ class _TorchScript:
         if self.root + "data.pkl" not in self.archive.namelist():
             raise _damaged(self.path)
         order = self.root + "byteorder"
-        if order in self.archive.namelist() and self.archive.read(order).strip() != b"little":
+        if order in self.archive.namelist() and self._read(order).strip() != b"little":
             raise UserError(f"The weights file {self.path} is big-endian; valid is little-endian.")
         state: dict[str, Tensor] = {}
         names: set[str] = set()
         try:
-            module = _TensorUnpickler(self, io.BytesIO(self.archive.read(self.root + "data.pkl"))).load()
+            module = _TensorUnpickler(self, io.BytesIO(self._read(self.root + "data.pkl"))).load()
             _collect(module, "", state, names, (), [None] * _MOST_MODULES)
         except UserError:
             raise
@@ -241,13 +248,18 @@ class _TorchScript:
             raise _damaged(self.path) from error
         return state, "input_resolution" in names
 
+    def _read(self, name: str) -> bytes:
+        """An entry, and no more than the archive says that it has: ``ZipFile.read`` expands all of it first."""
+        with self.archive.open(name) as entry:
+            return entry.read(self.archive.getinfo(name).file_size)
+
     def storage(self, key: str, dtype: torch.dtype, numel: int) -> Tensor:
         """The flat storage under ``data/<key>``."""
         if key not in self.storages:
             name = f"{self.root}data/{key}"
             if name not in self.archive.namelist():
                 raise _damaged(self.path)
-            data = bytearray(self.archive.read(name))
+            data = bytearray(self._read(name))
             if len(data) != numel * dtype.itemsize:
                 raise _damaged(self.path)
             self.storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
