@@ -42,7 +42,7 @@ from fedmoe.runs.records import RoundRecord
 from fedmoe.tracking.names import DOMAIN, FINAL, MEDIA, METRICS, final_row, round_row
 from fedmoe.tracking.trackers import TensorBoardLog, trackers
 from fedmoe.tracking.wandb_tracker import sweep_run_id
-from tests.wandb_server import WandbServer
+from wandb_server import WandbServer
 
 README = Path(__file__).parents[1] / "experiments" / "dashboard" / "README.md"
 CLIENTS, ROUNDS = 5, 3
