@@ -10,8 +10,10 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from streams import stream
 from torch import Tensor
 from torch.nn.functional import log_softmax
 from toy_client import SCALE, at, same, server_of, toy_client, uploads
@@ -103,6 +105,41 @@ def test_sgd_by_hand(momentum: float) -> None:
         speeds = [momentum * v + 1 + 0.1 * p for v, p in zip(speeds, values, strict=True)]
         values = [p - lr * v for p, v, lr in zip(values, speeds, (0.1, 0.5), strict=True)]
     assert [slow.item(), fast.item()] == pytest.approx(values, rel=1e-6)
+
+
+def test_adam_is_torchs_with_the_weight_decay() -> None:
+    """Its first step is lr * g / |g| of the gradient with the decay: 1 - 0.1 * 2 = 0.8 and -1 - 0.1 * 2 < 0."""
+    values = [torch.nn.Parameter(torch.tensor(2.0)), torch.nn.Parameter(torch.tensor(-2.0))]
+    groups = [{"params": values[:1], "lr": 0.1}, {"params": values[1:], "lr": 0.5}]
+    optimizer = Method().optimizer(groups, OptimConfig(optimizer="adam", weight_decay=0.1))
+    assert isinstance(optimizer, torch.optim.Adam)
+    for value in values:
+        value.grad = torch.tensor(0.1)  # with the decay: 0.3 and -0.1
+    optimizer.step()
+    assert [value.item() for value in values] == pytest.approx([1.9, -1.5], rel=1e-6)
+
+
+class Counting(PromptFL):
+    def metrics(self, client: Any) -> dict[str, float]:
+        return {"number": float(client.client_id)}
+
+
+def test_metrics_and_extras_reach_the_other_side() -> None:
+    update, _ = Counting().finish(toy_client(Counting(), PLANE), ClientState(), Downlink(), 30)
+    assert update.metrics == {"number": 4.0}
+    assert same(PromptFL().start(ClientState(), Downlink(extras={"mean": PLANE})).extras, {"mean": PLANE})
+
+
+def test_the_cohort_is_the_seeds_of_those_who_take_part_from_the_beginning() -> None:
+    config = FederationConfig(clients=7, participation=0.5, late_clients=1)
+    drawn = stream('[5,"cohort",2]').choice(6, size=3, replace=False)
+    assert PromptFL().cohort(server_of({}), config, seed=5, round=2) == tuple(sorted(drawn.tolist()))
+
+
+def test_images_are_encoded_by_clip(golden_clips: dict[str, FrozenCLIP]) -> None:
+    clip = golden_clips["rn"]
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(PromptFL().encoder(clip).encode(images), clip.encode_image(images))
 
 
 # CoOp and zero-shot CLIP: nothing is sent
@@ -209,19 +246,19 @@ def test_fedamps_sums_are_in_float64() -> None:
     pool = {0: torch.tensor([[-1.0]]), 1: torch.tensor([[2.0**24]])}  # 2^24 + 1 apart, which float32 cannot tell
     weights = message_weights(pool, 0, sigma=2.0**48, alpha=2.0**46)
     assert weights[1] == pytest.approx(math.exp(-((1 + 2.0**-24) ** 2)) / 4, rel=1e-9)
-    server = server_of({0: 1.0, 1: 2.0**25, 2: -(2.0**25)})
+    server = server_of({0: 2.0**26, 1: 1.0, 2: -(2.0**26)})
     mixture = FedAMP(sigma=1e30).configure(server, 0, CONTEXT).extras["mixture"]  # all weights 1 / 3
     assert mixture.dtype == torch.float32
     torch.testing.assert_close(mixture, at(1 / 3))
 
 
-@pytest.mark.parametrize("lmbda", [0.0, 0.3])
+@pytest.mark.parametrize("lmbda", [0.0, 0.3, 1.0])
 def test_fedamps_pull(lmbda: float) -> None:
-    """lambda / (2 alpha) * ||w - u||^2 with alpha = 1/4 and four coordinates 1/2 apart: 2 lambda."""
-    extras = {"mixture": PLANE + 0.5, "alpha": torch.tensor(0.25)}
+    """lambda / (2 alpha) * ||w - u||^2 with alpha = 1/4 and four coordinates 1 apart: 8 lambda."""
+    extras = {"mixture": PLANE + 1, "alpha": torch.tensor(0.25)}
     method = FedAMP(lmbda=lmbda)
     pulled, free = toy_client(method, PLANE, Loadout(extras=extras)), toy_client(method, PLANE)
-    assert method.loss(pulled, IMAGES, LABELS).item() == pytest.approx(CROSS_ENTROPY + 2 * lmbda, rel=1e-6)
+    assert method.loss(pulled, IMAGES, LABELS).item() == pytest.approx(CROSS_ENTROPY + 8 * lmbda, rel=1e-6)
     assert method.loss(free, IMAGES, LABELS).item() == pytest.approx(CROSS_ENTROPY, rel=1e-6)
     update, kept = method.finish(pulled, ClientState(), Downlink(extras=extras), 30)
     assert same(update.parameters, {"prompt": PLANE}) and same(kept.parameters, {"prompt": PLANE})
@@ -247,7 +284,8 @@ def test_fedamps_settings() -> None:
     FedAMP(sigma=0.1, alpha=0.5).check(one, 2)
     FedAMP().check(five, 2)
     FedAMP(alpha=1.0).check(FederationConfig(clients=2), 2)
-    assert refusal(FedAMP(alpha=1.5).check, FederationConfig(clients=2), 2).endswith("sigma / (clients - 1) = 1, or null.")
+    refused = refusal(FedAMP(alpha=1.5).check, FederationConfig(clients=2), 2)
+    assert refused.endswith("sigma / (clients - 1) = 1, or null.")
     assert refusal(FedAMP(sigma=2.0, alpha=0.6).check, five, 2) == (
         "method.alpha is 0.6; with method.sigma = 2 and federation.clients = 5 valid is at most sigma / (clients - 1) "
         "= 0.5, or null."
@@ -265,7 +303,7 @@ def test_fedpgps_contrastive_term() -> None:
     assert contrastive(shared, template, personal, 0.5).item() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("mu", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("mu", [0.0, 0.5, 1.0, 2.0])
 def test_fedpgps_prompt_and_loss(mu: float) -> None:
     """sigma = [[2, 0], [1, 1]] and U V = [[-1, 0], [-1, 0]], which make PLANE; cosines with the template [[0, 1],
     [0, 1]] (0, 1 / sqrt 2) and with PLANE (1, 1 / sqrt 2)."""
@@ -325,6 +363,24 @@ def test_fedotps_plan_of_two_places_and_two_prompts() -> None:
         assert found.item() == pytest.approx(2 * (0.5 - q) * 0.9 + 2 * q * 0.1, rel=1e-6)
 
 
+@pytest.mark.parametrize("threshold", [0.3, 0.03, 0.0])
+def test_fedotps_partial_plan_stops_where_its_prompts_factors_hardly_change(threshold: float) -> None:
+    """S of two places with two prompts, and the rescalings one after another."""
+    similarity = np.array([[0.9, 0.2], [0.5, 0.1]])
+    kernel = np.exp((similarity - 1) / 0.2)
+    column, count = np.ones(2), 0
+    while count < 20:
+        row, old = np.minimum(0.5 / (kernel @ column), 1.0), column
+        column, count = 0.3 / (kernel.T @ row), count + 1
+        if np.abs(column - old).mean() < threshold:
+            break
+    assert (count == 20) == (threshold == 0.0)
+    expected = (row[:, None] * kernel * column * similarity).sum()
+    text = torch.tensor(similarity.T[:, None], dtype=torch.float32)  # [N, C, d] for places along the axes
+    found = FedOTP("partial", 0.6, 0.2, threshold, 20).match(PLANE.unsqueeze(0), text)
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_fedotps_logits_are_scaled_matches_of_any_number_of_images() -> None:
     method = FedOTP("balanced", 1.0)
     local = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
@@ -362,11 +418,10 @@ def test_fedotps_settings(golden_clips: dict[str, FrozenCLIP]) -> None:
 # pFedPrompt
 
 
-def stored(keys: list[list[float]], labels: list[int], views: bool = False, online: Any = None) -> Any:
-    """A client's stored examples; with views, all are views of one image."""
-    features = torch.tensor(keys)
-    train = features.unsqueeze(0) if views else features
-    return SimpleNamespace(train_features=train, train_labels=torch.tensor(labels), views=views, online=online)
+def stored(keys: Any, labels: list[int], views: bool = False, online: Any = None) -> Any:
+    """A client's stored examples [n, d], or [n, V, d], of another number type than the images that are asked for."""
+    features = torch.tensor(keys, dtype=torch.float64)
+    return SimpleNamespace(train_features=features, train_labels=torch.tensor(labels), views=views, online=online)
 
 
 def test_stored_attention_falls_with_the_distance() -> None:
@@ -390,10 +445,14 @@ def test_pfedprompt_adds_its_own_images_to_predictions_only() -> None:
 
 def test_pfedprompts_key_of_views_is_their_normalized_mean() -> None:
     method = PFedPrompt(alpha=1.0, beta=1.0)
-    client = toy_client(method, PLANE, data=stored([[1.0, 0.0], [0.0, 1.0]], [0], views=True))
-    expected = LOGITS.clone()  # the key is (1, 1) / sqrt 2
+    views = [[[1.0, 0.0], [0.0, 1.0], [0.8, 0.8]], [[1.0, 0.0], [1.0, 0.0], [0.4, 0.0]]]  # two images, three views each
+    client = toy_client(method, PLANE, data=stored(views, [0, 1], views=True))
+    expected = LOGITS.clone()  # the keys are (1, 1) / sqrt 2 and (1, 0)
     expected[:, 0] += torch.tensor([math.exp(1.4 / math.sqrt(2) - 1), math.exp(1 / math.sqrt(2) - 1)])
-    torch.testing.assert_close(method.logits(client, IMAGES), expected)
+    expected[:, 1] += torch.tensor([math.exp(0.6 - 1), 1.0])
+    found = method.logits(client, IMAGES)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
 
 
 def test_pfedprompts_settings() -> None:

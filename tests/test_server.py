@@ -103,7 +103,9 @@ def test_weighted_mean_equals_numpy_and_ignores_the_scale_of_weights(pairs: list
     values, weights = zip(*pairs, strict=True)
     prompts = [torch.tensor([[value]]) for value in values]
     mean = weighted_mean(prompts, weights).item()
-    assert mean == pytest.approx(np.average(np.float32(values).astype(float), weights=weights), rel=1e-6, abs=1e-6)
+    assert mean == pytest.approx(
+        np.average(np.array(values, np.float32).astype(float), weights=weights), rel=1e-6, abs=1e-6
+    )
     assert mean == pytest.approx(weighted_mean(prompts, [7 * weight for weight in weights]).item(), rel=1e-6, abs=1e-6)
     assert min(values) - 1e-5 <= mean <= max(values) + 1e-5
 

@@ -60,7 +60,7 @@ class ToyClient:
         return self.method.prompt(cast("Client", self)) if prompts is None else prompts
 
     def export(self) -> dict[str, Tensor]:
-        values = {**self.prompts, **self.modules}
+        values: dict[str, Tensor | nn.Module] = {**self.prompts, **self.modules}
         named = [named_tensors(part.name, values[part.name]) for part in self.declared if part.name in values]
         return {name: tensor.detach().clone() for group in named for name, tensor in group.items()}
 
