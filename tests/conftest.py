@@ -39,6 +39,7 @@ def golden_clips() -> dict[str, FrozenCLIP]:
 
 def tiny_config(backbone: str = "rn", **changes: Any) -> dict[str, Any]:
     """A small model in open_clip's config form; ``text_<key>`` changes text_cfg, other keys the top level."""
+    vision: dict[str, dict[str, Any]]
     vision = {"rn": {"layers": [1, 1, 1, 1], "width": 8}, "vit": {"layers": 2, "width": 64, "patch_size": 16}}
     config: dict[str, Any] = {
         "embed_dim": 48,

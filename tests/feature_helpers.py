@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -42,11 +43,18 @@ def extract(*args):
     return extracted(*args).values
 
 
+def paths_of(split: Split) -> Sequence[str]:
+    """The files of a split's images, which must lie in files."""
+    assert split.paths is not None
+    return split.paths
+
+
 class Counting:
     """An image function that notes what is asked for, and fails where it is told to."""
 
     def __init__(self, split: Split, fail: int | None = None) -> None:
-        self.inner, self.fail, self.seen = split.image, fail, []
+        self.inner, self.fail = split.image, fail
+        self.seen: list[int] = []
 
     def __call__(self, i: int) -> Image.Image:
         if i == self.fail:

@@ -91,6 +91,12 @@ def build_module(
     )
 
 
+def work_of(federation: Federation) -> ClientWork:
+    """What the clients do, which live in this process."""
+    assert isinstance(federation.fleet, LocalFleet)
+    return federation.fleet.work
+
+
 def results(log: Log) -> list[dict]:
     """The records without what the clock says."""
     return [{**record.to_json(), "seconds": None} for record in log.records]

@@ -9,6 +9,7 @@ import pickle
 import tarfile
 from hashlib import md5
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from fedmoe.errors import UserError
 from fedmoe.readers.array_pickle import load_arrays
 
 BOTH = (CIFAR10, CIFAR100)
-TORCHVISION = {CIFAR10: torchvision.datasets.CIFAR10, CIFAR100: torchvision.datasets.CIFAR100}
+TORCHVISION: dict[type, Any] = {CIFAR10: torchvision.datasets.CIFAR10, CIFAR100: torchvision.datasets.CIFAR100}
 NAMES_10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 # The twenty superclasses of the data set's page, five classes each.
 SUPERCLASSES = """
@@ -41,8 +42,8 @@ SUPERCLASSES = """
     lawn_mower rocket streetcar tank tractor
 """
 NAMES_100 = sorted(name for group in SUPERCLASSES.split(",") for name in group.split())
-NAMES = {CIFAR10: NAMES_10, CIFAR100: NAMES_100}
-FILES = {
+NAMES: dict[type, list[str]] = {CIFAR10: NAMES_10, CIFAR100: NAMES_100}
+FILES: dict[type, tuple[str, list[str], str]] = {
     CIFAR10: ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"], "batches.meta"),
     CIFAR100: ("cifar-100-python", ["train", "test"], "meta"),
 }
@@ -66,7 +67,7 @@ def write_cifar(root: Path, cls: type, each: int = 20, protocol: int = 2) -> Pat
 
 def torchvisions(root: Path, cls: type, train: bool):
     """torchvision's own reading of the same files, which the test has made; only the checksums are left out."""
-    own = type(cls.__name__, (TORCHVISION[cls],), {"_check_integrity": lambda self: True})
+    own: Any = type(cls.__name__, (TORCHVISION[cls],), {"_check_integrity": lambda self: True})
     folder, _, meta = FILES[cls]
     own.meta = {**own.meta, "md5": md5((root / folder / meta).read_bytes()).hexdigest()}
     return own(str(root), train=train)
@@ -99,7 +100,8 @@ def test_images_stay_in_their_file(tmp_path):
         batch = load_arrays(folder / name)
         (folder / name).write_bytes(python2_batch(batch["data"], batch["labels"]))
     split = CIFAR10(root=str(tmp_path)).train
-    for batch in split.image.batches:
+    images: Any = split.image
+    for batch in images.batches:
         assert batch.memory is None and isinstance(batch.rows(), np.memmap)
     expected = torchvisions(tmp_path, CIFAR10, train=True)
     assert all(split.image(i).tobytes() == image.tobytes() for i, (image, _) in enumerate(expected))

@@ -469,9 +469,9 @@ def test_the_reader_knows_the_settings_that_jsonargparse_knows():
     for owner in [*owners, *GROUPS.values()]:
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(owner)
-        known = {key: value for key, value in vars(parser.get_defaults().as_flat()).items()}
+        theirs = {key: value for key, value in vars(parser.get_defaults().as_flat()).items()}
         ours = {key: None if s.default is REQUIRED else s.default for key, s in settings_of(owner).items()}
-        assert ours == known, owner
+        assert ours == theirs, owner
 
 
 def test_help_is_printed(capsys):

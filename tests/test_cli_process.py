@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from fedmoe.display import say
 from fedmoe.io import read_jsonl
 
 ROOT = Path(__file__).parents[1]
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 @pytest.fixture
@@ -32,14 +33,16 @@ def options(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[st
     ]
 
 
-def start(args: list[str], extra: Path | None = None, **environment: str) -> subprocess.Popen[bytes]:
+def start(
+    args: list[str], extra: Path | None = None, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """The program itself, with a folder of modules that are found before others."""
     path = os.pathsep.join(str(folder) for folder in (extra, ROOT) if folder)
     return subprocess.Popen(
         [sys.executable, "-m", "fedmoe.cli", *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path, "NO_COLOR": "1", **environment},
+        env={**os.environ, "PYTHONPATH": path, "NO_COLOR": "1", **(environment or {})},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job would ignore it
     )
 
@@ -159,7 +162,7 @@ def test_a_reader_that_leaves_does_not_end_the_run(options: list[str], tmp_path:
 )
 def test_a_terminal_that_knows_only_ascii(environment: dict[str, str], options: list[str], tmp_path: Path) -> None:
     for args in (["fit", *options], ["evaluate", str(tmp_path / "run")]):
-        program = start(args, **environment)
+        program = start(args, environment=environment)
         out, err = program.communicate(timeout=120)
         assert (program.returncode, b"Traceback" in err) == (0, False), err.decode()
     assert "mean +/- standard deviation over clients" in out.decode("ascii")

@@ -179,9 +179,10 @@ def test_preprocessing_of_the_json_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backbone", ["rn", "vit"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.02), ("float16", 0.003)])
-def test_half_precision(backbone: str, precision: str, tolerance: float, golden_clips: dict[str, FrozenCLIP]) -> None:
+def test_half_precision(backbone: str, precision: Any, tolerance: float, golden_clips: dict[str, FrozenCLIP]) -> None:
     files = {"weights": f"{backbone}.clip.safetensors", "model_config": f"golden-{backbone}.json"}
-    clip = FrozenCLIP.load(ClipConfig(precision=precision, **{key: str(GOLDEN / name) for key, name in files.items()}))
+    paths: dict[str, Any] = {key: str(GOLDEN / name) for key, name in files.items()}
+    clip = FrozenCLIP.load(ClipConfig(precision=precision, **paths))
     assert clip.text.dtype == getattr(torch, precision)
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     features = clip.encode_image(images)
@@ -221,15 +222,16 @@ def test_fingerprint_knows_weights_configuration_and_precision(reference: Any, c
     path, changed = tmp_path / "weights.pt", tmp_path / "changed.pt"
     torch.save(state, path)
     torch.save(state | {"visual.proj": state["visual.proj"] + 1e-6}, changed)
+    cases: list[tuple[Path, dict[str, Any]]] = [
+        (path, {}),
+        (path, {}),
+        (changed, {}),
+        (path, {"quick_gelu": False}),
+        (path, {"precision": "bfloat16"}),
+    ]
     prints = [
         FrozenCLIP.load(ClipConfig(weights=str(weights), model_config=str(config), **options)).fingerprint
-        for weights, options in [
-            (path, {}),
-            (path, {}),
-            (changed, {}),
-            (path, {"quick_gelu": False}),
-            (path, {"precision": "bfloat16"}),
-        ]
+        for weights, options in cases
     ]
     assert prints[0] == prints[1]
     assert len(set(prints)) == 4

@@ -13,6 +13,7 @@ import pytest
 import torchvision
 import yaml
 from conftest import tiny_config
+from feature_helpers import paths_of
 from local_server import serve
 from PIL import Image
 from scipy.io import savemat
@@ -74,9 +75,9 @@ def test_a_published_split_is_read_as_it_stands(cls, tmp_path, caplog):
     assert data.class_names == PUBLISHED[cls][3:] and data.domain_names == ()
     for part, split in (("train", data.train), ("test", data.test)):
         assert split.labels.tolist() == [label for _, label, _ in table[part]]
-        assert list(split.paths) == [str(images / path) for path, _, _ in table[part]]
+        assert list(paths_of(split)) == [str(images / path) for path, _, _ in table[part]]
         for i in range(len(split)):
-            with Image.open(split.paths[i]) as expected:
+            with Image.open(paths_of(split)[i]) as expected:
                 assert split.image(i).mode == "RGB" and split.image(i).tobytes() == expected.tobytes()
     assert not caplog.records
 
@@ -212,9 +213,10 @@ def test_a_missing_split_of_folders_is_built_by_the_rules(tmp_path, caplog):
     assert data.class_names == ("banded", "dotted", "zigzagged")
     assert np.bincount(data.train.labels).tolist() == [4, 2, 5]
     assert np.bincount(data.test.labels).tolist() == [2, 1, 3]
-    assert not set(data.train.paths) & set(data.test.paths)
+    assert not set(paths_of(data.train)) & set(paths_of(data.test))
     assert all(
-        f"/{data.class_names[label]}/" in path for path, label in zip(data.train.paths, data.train.labels, strict=True)
+        f"/{data.class_names[label]}/" in path
+        for path, label in zip(paths_of(data.train), data.train.labels, strict=True)
     )
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     message = caplog.records[0].getMessage()
@@ -226,7 +228,7 @@ def test_a_missing_split_of_folders_is_built_by_the_rules(tmp_path, caplog):
 def test_the_built_split_depends_on_its_seed_alone(tmp_path):
     folders(tmp_path, Food101, {"apple_pie": 20, "sushi": 20})
     first, again, other = (Food101(root=str(tmp_path), split_seed=seed) for seed in (0, 0, 1))
-    assert first.train.paths == again.train.paths != other.train.paths
+    assert first.train.paths == paths_of(again.train) != other.train.paths
     assert first.cache_key() == again.cache_key() != other.cache_key()
     for data in (first, other):
         assert np.bincount(data.train.labels).tolist() == [10, 10] and np.bincount(data.test.labels).tolist() == [6, 6]
@@ -235,7 +237,7 @@ def test_the_built_split_depends_on_its_seed_alone(tmp_path):
 def test_the_built_split_is_written_when_asked(tmp_path, caplog):
     folders(tmp_path, Food101, {"apple_pie": 10, "sushi": 10})
     built = Food101(root=str(tmp_path), write_split=True)
-    expected = [(path, int(label)) for path, label in zip(built.train.paths, built.train.labels, strict=True)]
+    expected = [(path, int(label)) for path, label in zip(paths_of(built.train), built.train.labels, strict=True)]
     table = in_parts(built, tmp_path / "food-101")
     assert {part: len(table[part]) for part in ("train", "val", "test")} == {"train": 10, "val": 4, "test": 6}
     listed = [path for part in ("train", "val", "test") for path, _, _ in table[part]]
@@ -243,7 +245,9 @@ def test_the_built_split_is_written_when_asked(tmp_path, caplog):
     assert "it is written there" in caplog.text
     caplog.clear()
     again = Food101(root=str(tmp_path), split_seed=5)  # the file counts now, not the seed
-    assert [(path, int(label)) for path, label in zip(again.train.paths, again.train.labels, strict=True)] == expected
+    assert [
+        (path, int(label)) for path, label in zip(paths_of(again.train), again.train.labels, strict=True)
+    ] == expected
     assert not caplog.records
 
 
@@ -260,7 +264,7 @@ def test_caltech_leaves_out_two_folders_and_renames_four(tmp_path):
     folders(tmp_path, Caltech101, dict.fromkeys(names, 4))
     data = Caltech101(root=str(tmp_path))
     assert data.class_names == ("face", "leopard", "motorbike", "accordion", "airplane", "yin_yang")
-    used = {Path(path).parent.name for split in (data.train, data.test) for path in split.paths}
+    used = {Path(path).parent.name for split in (data.train, data.test) for path in paths_of(split)}
     assert used == {"Faces", "Leopards", "Motorbikes", "accordion", "airplanes", "yin_yang"}
 
 
@@ -286,7 +290,7 @@ def test_pets_split_is_built_from_the_annotations(tmp_path):
     assert np.bincount(data.train.labels).tolist() == [8, 4] and np.bincount(data.test.labels).tolist() == [1, 4]
     table = in_parts(data, tmp_path / "oxford_pets")
     assert Counter(label for _, label, _ in table["val"]) == {0: 2, 1: 1}
-    assert [Path(path).stem for path in data.test.paths] == [line.split(" ")[0] for line in PETS["test"]]
+    assert [Path(path).stem for path in paths_of(data.test)] == [line.split(" ")[0] for line in PETS["test"]]
     trained = [path for part in ("train", "val") for path, _, _ in table[part]]
     assert sorted(trained) == sorted(line.split(" ")[0] + ".jpg" for line in PETS["trainval"])
 
@@ -329,7 +333,7 @@ def test_flowers_split_is_built_from_the_label_file(tmp_path):
     # Of 9 daisies round(4.5) = 4 are for training, half to even, and round(1.8) = 2 for validation; of 6 roses 3 and 1.
     assert np.bincount(data.train.labels).tolist() == [4, 3] and np.bincount(data.test.labels).tolist() == [3, 2]
     for split in (data.train, data.test):
-        numbers = [int(Path(path).stem.removeprefix("image_")) for path in split.paths]
+        numbers = [int(Path(path).stem.removeprefix("image_")) for path in paths_of(split)]
         assert [labels[number - 1] - 1 for number in numbers] == split.labels.tolist()
 
 
@@ -390,7 +394,7 @@ def test_download_by_torchvision(tmp_path, monkeypatch):
         monkeypatch.setattr(torchvision.datasets.DTD, "_URL", f"{address}/dtd.tar.gz")
         data = DTD(root=str(tmp_path / "data"), download=True)
         assert len(data.train) == 10 and len(data.test) == 6
-    assert Path(data.train.paths[0]).is_file()
+    assert Path(paths_of(data.train)[0]).is_file()
     assert len(DTD(root=str(tmp_path / "data"), download=True).train) == 10  # there is no server any more
 
 

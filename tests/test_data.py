@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def test_digits_split_depends_on_its_seed_alone():
 
 
 def test_digits_cache_key_names_what_decides_the_images():
-    keys = [Digits(*args).cache_key() for args in [(), (0.2,), (0.3, 48), (0.3, 32, 1)]]
+    keys = [made.cache_key() for made in (Digits(), Digits(0.2), Digits(0.3, 48), Digits(0.3, 32, 1))]
     assert len(set(keys)) == 4
     assert Digits().cache_key() == keys[0]
 
@@ -127,18 +128,22 @@ def test_classes_are_built_from_settings_by_short_name():
     assert built.partition.alpha == 0.1 and built.partition.min_size == 10
 
 
+NO_IMAGE: Any = lambda i: None  # noqa: E731
+
+
 @pytest.mark.parametrize(
     ("labels", "domains"), [([[0, 1]], None), ([0.5, 1.0], None), ([0, 1], [0]), ([0, 1], [0.0, 1.0])]
 )
 def test_a_split_refuses_what_is_not_a_vector_of_integers(labels, domains):
     with pytest.raises(ValueError):
-        Split(np.array(labels), lambda i: None, None if domains is None else np.array(domains))
+        Split(np.array(labels), NO_IMAGE, None if domains is None else np.array(domains))
 
 
 def test_a_split_stores_int64():
-    split = Split(np.array([1, 0], dtype=np.uint8), lambda i: None, np.array([0, 0], dtype=np.int32))
+    split = Split(np.array([1, 0], dtype=np.uint8), NO_IMAGE, np.array([0, 0], dtype=np.int32))
+    assert split.domains is not None
     assert split.labels.dtype == split.domains.dtype == np.int64 and len(split) == 2
-    assert len(Split(np.array([]), lambda i: None)) == 0
+    assert len(Split(np.array([]), NO_IMAGE)) == 0
 
 
 @pytest.mark.parametrize(
@@ -161,8 +166,8 @@ def test_labels_and_names_are_checked(data, sentence):
     assert sentence in str(error.value)
 
 
-def indices(*parts):
-    return ClientIndices(*(np.array(part, dtype=np.int64) for part in parts))
+def indices(train, test):
+    return ClientIndices(np.array(train, dtype=np.int64), np.array(test, dtype=np.int64))
 
 
 def features(count, tag):

@@ -87,13 +87,15 @@ def test_text_from_outside_is_shown_as_it_is(show, tmp_path: Path) -> None:
 
 
 def test_bars_show_words_as_they_are() -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=200, color_system=None)
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=200, color_system=None)
     bars = Bars(console, Words(style="bold"), BarColumn(10), Words("text"))
     assert bars.live
     bar = bars.add(f"title {HOSTILE}", total=2)
     bars.update(bar, completed=1, text=f"text {HOSTILE}")
+    assert bars._bars is not None
     bars._bars.refresh()
-    shown = console.file.getvalue()
+    shown = output.getvalue()
     assert f"title {SHOWN}" in shown and f"text {SHOWN}" in shown
     assert "\033]" not in shown and "\a" not in shown
     bars.remove(bar)
@@ -102,8 +104,9 @@ def test_bars_show_words_as_they_are() -> None:
 
 
 def test_where_there_is_no_terminal_there_are_no_bars() -> None:
-    console = Console(file=io.StringIO())
+    output = io.StringIO()
+    console = Console(file=output)
     bars = Bars(console, Words())
     bars.update(bars.add("title", total=1), completed=1)
     bars.close()
-    assert not bars.live and console.file.getvalue() == ""
+    assert not bars.live and output.getvalue() == ""

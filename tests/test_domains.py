@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import tiny_config
+from feature_helpers import paths_of
 from PIL import Image
 
 from fedmoe.cli import experiment_parser, main
@@ -83,10 +84,10 @@ def test_lists_are_read(kind, tmp_path):
     assert (data.published.train, data.published.test, data.published.classes) == facts
     assert len(data.train) == 3 * 10 * len(domains) and len(data.test) == 10 * len(domains)
     for part, split in (("train", data.train), ("test", data.test)):
-        for path, label, domain in zip(split.paths, split.labels, split.domains, strict=True):
+        for path, label, domain in zip(paths_of(split), split.labels, split.domains, strict=True):
             parts = Path(path).relative_to(tmp_path).parts
             assert parts[:3] == (folder, domains[domain], classes[label]) and parts[3].startswith(part)
-    with Image.open(data.test.paths[17]) as image:
+    with Image.open(paths_of(data.test)[17]) as image:
         assert np.array_equal(np.asarray(data.test.image(17)), np.asarray(image))
 
 
@@ -104,7 +105,7 @@ def test_lists_are_read(kind, tmp_path):
 def test_lists_of_other_machines_and_writers(tmp_path, prefix, pack, protocol):
     data = OfficeCaltech10(root=str(write_tree(tmp_path, OfficeCaltech10, (1, 1), prefix, pack, protocol)))
     assert len(data.train) == len(data.test) == 40
-    assert all(os.path.isfile(path) for path in data.train.paths)
+    assert all(os.path.isfile(path) for path in paths_of(data.train))
 
 
 @pytest.mark.parametrize(
@@ -191,9 +192,9 @@ def test_plain_folders_are_split_by_their_seed_alone(tmp_path):
     assert set(zip(data.test.labels.tolist(), data.test.domains.tolist(), strict=True)) == {
         (c, d) for c in range(10) for d in range(4)
     }
-    assert not set(data.train.paths) & set(data.test.paths)
-    assert len(set(data.train.paths) | set(data.test.paths)) == 200
-    assert read().test.paths == data.test.paths != read(split_seed=1).test.paths
+    assert not set(paths_of(data.train)) & set(paths_of(data.test))
+    assert len(set(paths_of(data.train)) | set(paths_of(data.test))) == 200
+    assert read().test.paths == paths_of(data.test) != read(split_seed=1).test.paths
     assert len(read(test_fraction=0.4).test) == 80
     with pytest.raises(UserError, match=r"data.test_fraction is 1.0; valid"):
         read(test_fraction=1.0)
@@ -292,7 +293,7 @@ def test_fit_reports_every_domain(kind, layout, tmp_path):
     )
     last, clients = read_jsonl(run / "rounds.jsonl")[-1], read_jsonl(run / "clients.jsonl")
     scored = [client for client in clients if client["round"] == 1 and client["accuracy"] is not None]
-    expected = {}
+    expected: dict[str, list[float]] = {}
     for client in scored:
         expected.setdefault(client["domain"], []).append(100 * client["correct"] / client["total"])
     assert set(last["accuracy_per_domain"]) == set(domains) == set(expected)

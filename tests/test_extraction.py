@@ -109,7 +109,7 @@ run(dying)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     config, seen = FeatureConfig(str(tmp_path / "cache"), batch_size=4, chunk=4), []
-    split = Split(colours().labels, lambda i: [seen.append(i), colours().image(i)][1])
+    split = Split(colours().labels, lambda i: seen.append(i) or colours().image(i))
     found = extract(embedded_clip, split, config, ("x", "train"))
     assert seen == list(range(12, 20))
     assert torch.equal(found, extract(embedded_clip, colours(), FeatureConfig(str(tmp_path / "b"), 4), ("x", "train")))
@@ -135,6 +135,7 @@ print(found.encoded, digest(found.values), flush=True)
     def image(i: int) -> Image.Image:
         if i == 5:
             others.append(in_process(script, tmp_path / "cache"))
+            assert others[0].stdout is not None
             assert others[0].stdout.readline().startswith("A run is extracting ")
             assert others[0].stdout.readline() == "4 20\n"  # what the first has written down
         return colours().image(i)
@@ -167,10 +168,12 @@ for _ in range(30):
     features = torch.arange(60_000, dtype=torch.float32).reshape(2000, 30)
     command = [sys.executable, "-c", script, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == "ready\n"
         while process.poll() is None or not rounds:
             cache.store(Block(torch.arange(2000), features))
-            assert torch.equal(cache.load(2000, (30,)).values, features)
+            found = cache.load(2000, (30,))
+            assert found is not None and torch.equal(found.values, features)
             rounds += 1
         errors = process.stderr.read()
     assert process.returncode == 0, errors
@@ -180,9 +183,9 @@ for _ in range(30):
 @pytest.mark.parametrize("kind", ["plain", "views"])
 def test_worker_processes_change_no_bit(clip, config, kind):
     state = torch.get_rng_state()
-    inputs = PlainInputs(clip.preprocess)
+    inputs: PlainInputs | ViewInputs = PlainInputs(clip.preprocess)
     if kind == "views":
-        inputs = ViewInputs(inputs, ViewsConfig("cached", 3))
+        inputs = ViewInputs(PlainInputs(clip.preprocess), ViewsConfig("cached", 3))
     found = [
         extract_features(
             clip_encoder(clip),
@@ -222,11 +225,11 @@ def test_workers_that_are_no_copies_need_a_data_set_that_can_be_sent(clip):
 
 def test_progress_lines_tell_images_per_second():
     times = iter([0.0, 4.0, 12.0, 12.0, 32.0, 32.0])
-    console = Console(file=io.StringIO(), width=200)
-    lines = _Lines(console, "image features", lambda: next(times))
+    text = io.StringIO()
+    lines = _Lines(Console(file=text, width=200), "image features", lambda: next(times))
     for done in (100, 1200, 3200):
         lines(done, 5000)
-    assert console.file.getvalue().splitlines() == [
+    assert text.getvalue().splitlines() == [
         "image features: 1,200 of 5,000, 100 images/s",
         "image features: 3,200 of 5,000, 100 images/s",
     ]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from fedmoe.federation.fleet import LocalFleet
 from fedmoe.federation.orchestrator import Federation
 from fedmoe.methods import FedPer, Method, PFedMoAP, PromptFL, PromptFLFT
 from fedmoe.models.clip import FrozenCLIP
+from fedmoe.protocol.client import Client
 from fedmoe.protocol.records import Failed, RoundContext, Trained, TrainJob, Update
 from fedmoe.runs.records import Failure
 
@@ -54,11 +56,11 @@ REASONS = {
 }
 
 
-def failing(kind: type[Method], harm: Callable[[torch.Tensor], torch.Tensor], when: Callable[[ClientModule], bool]):
+def failing(kind: Any, harm: Callable[[torch.Tensor], torch.Tensor], when: Callable[[Any], bool]):
     """A method whose loss is harmed on some clients."""
 
     class Failing(kind):
-        def loss(self, client: ClientModule, image_features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        def loss(self, client: Client, image_features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             loss = super().loss(client, image_features, labels)
             return harm(loss) if when(client) else loss
 
@@ -141,7 +143,7 @@ def test_a_failed_client_is_dropped_for_the_round(
     uploads = clients_of(federation).uploads
     assert (2, VICTIM) not in uploads
     prompts = [uploads[2, i].parameters["prompt"].double() for i in others]
-    mean = sum(n / sum(examples) * prompt for n, prompt in zip(examples, prompts, strict=True))
+    mean = torch.stack([n / sum(examples) * prompt for n, prompt in zip(examples, prompts, strict=True)]).sum(0)
     assert torch.allclose(federation.server.shared["prompt"].double(), mean, rtol=0, atol=1e-7)
     # It was sent a prompt and sent none back.
     assert record.bytes["up"] == 3 * PROMPT_BYTES
@@ -174,7 +176,7 @@ def test_a_client_is_tried_again_with_other_batches(embedded_clip: FrozenCLIP, d
     calls: list[torch.Tensor] = []
 
     class FailsOnce(PromptFL):
-        def loss(self, client: ClientModule, image_features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        def loss(self, client: Client, image_features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             loss = super().loss(client, image_features, labels)
             if client.client_id != VICTIM:
                 return loss

@@ -32,9 +32,9 @@ def config(tmp_path):
 
 
 def shown(function, *args) -> str:
-    console = Console(file=io.StringIO(), width=200)
-    function(*args, console)
-    return console.file.getvalue()
+    text = io.StringIO()
+    function(*args, Console(file=text, width=200))
+    return text.getvalue()
 
 
 def test_the_command_fills_lists_inspects_and_clears(clip, config, tmp_path):

@@ -9,6 +9,7 @@ import shutil
 import stat
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +39,9 @@ MODEL = {
     "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64, "patch_size": None},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
 }
+
+
+UNKNOWN: Any = "sometimes"
 
 
 @pytest.fixture(scope="module")
@@ -257,8 +261,8 @@ def test_prepare_answers_a_mistake_before_any_image_is_encoded(clip, config):
     [
         (lambda: FeatureConfig(workers=-1), "features.workers"),
         (lambda: FeatureConfig(chunk=0), "features.chunk"),
-        (lambda: FeatureConfig(damaged="ignore"), "features.damaged"),
-        (lambda: ViewsConfig("sometimes"), "views.kind"),
+        (lambda: FeatureConfig(damaged=UNKNOWN), "features.damaged"),
+        (lambda: ViewsConfig(UNKNOWN), "views.kind"),
         (lambda: ViewsConfig(count=0), "views.count"),
         (lambda: ViewsConfig(scale=(0.0, 1.0)), "views.scale"),
         (lambda: ViewsConfig(scale=(0.5, 0.4)), "views.scale"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from fedmoe.federation.restore import read_state
 from fedmoe.methods import CoOp, FedProx, Method, PFedMoAP, PromptFL, ZeroShot
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
+from fedmoe.protocol.client import Client
 from fedmoe.protocol.records import ClientState, RoundContext, Tensors, TrainJob
 from fedmoe.runs.checkpoint import StateStore
 from fedmoe.seeds import torch_generator
@@ -303,8 +305,10 @@ def test_cosine_over_the_local_fit(embedded_clip: FrozenCLIP, data: FederatedDat
     rates: list[float] = []
 
     class Spy(PromptFL):
-        def loss(self, client: ClientModule, image_features, labels):
-            rates.append(client.optimizers().param_groups[0]["lr"])
+        def loss(self, client: Client, image_features, labels):
+            optimizer = cast(ClientModule, client).optimizers()
+            assert not isinstance(optimizer, list)
+            rates.append(optimizer.param_groups[0]["lr"])
             return super().loss(client, image_features, labels)
 
     config = replace(CONFIG, clients=CLIENTS, participation=0.125, rounds=1, local_epochs=3)

@@ -17,7 +17,7 @@ import ot
 import pytest
 import torch
 from conftest import GOLDEN, tiny_config
-from federation_helpers import Backwards, Log, build_federation, differences, results
+from federation_helpers import Backwards, Log, build_federation, differences, results, work_of
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -133,9 +133,9 @@ def test_values_are_the_releases(
         loss.backward()
         if step == 0:
             assert difference(loss.unsqueeze(0), golden["loss"]) < 1e-5
-            gradients = [made.learner["prompt"].grad, made.learner["local"].grad]
-            assert all(found is not None for found in gradients)
-            found = torch.stack(gradients)
+            first, second = made.learner["prompt"].grad, made.learner["local"].grad
+            assert first is not None and second is not None
+            found = torch.stack([first, second])
             assert difference(found, golden["grad.ctx"]) < gradient
         optimizer.step()
         losses.append(loss.detach())
@@ -281,12 +281,13 @@ def test_the_global_prompt_travels_and_the_local_one_stays(prepared) -> None:
     sent = [update.parameters["prompt"] for update in method.uploads]
     assert state.clients[cohort[0]].parameters["local"].shape == sent[0].shape == (16, 32)
     weights = [len(data.client(i).train_labels) for i in cohort]
-    mean = math.fsum(weights) ** -1 * sum(n * tensor.double() for n, tensor in zip(weights, sent, strict=True))
+    total = torch.stack([n * tensor.double() for n, tensor in zip(weights, sent, strict=True)]).sum(0)
+    mean = math.fsum(weights) ** -1 * total
     assert torch.allclose(shared["prompt"].double(), mean, rtol=0, atol=1e-7)
 
     # A client predicts with the current global prompt and its own local one; who never took part, with its start.
     for client_id in (cohort[0], next(i for i in range(CLIENTS) if i not in cohort)):
-        client, module = data.client(client_id), federation.fleet.work.module
+        client, module = data.client(client_id), work_of(federation).module
         own = state.clients[client_id].parameters if client_id in cohort else {}
         module.load(client_id, Loadout({**shared, **own}))
         local = module.prompts["local"].detach()
@@ -302,7 +303,7 @@ def test_local_prompts_start_apart_and_both_prompts_learn(prepared) -> None:
     clip, data = prepared("vit")
     optim = OptimConfig(prompt_lr=0.1, gating_lr=0.2, momentum=0.0, weight_decay=0.0)
     federation, _ = build_federation(clip, data, FedOTP(std=0.5), CONFIG, optim=optim)
-    module, starts = federation.fleet.work.module, []
+    module, starts = work_of(federation).module, []
     for client_id in range(3):
         module.load(client_id, Loadout(federation.server.shared))
         starts.append(module.prompts["local"].detach().clone())
@@ -314,7 +315,8 @@ def test_local_prompts_start_apart_and_both_prompts_learn(prepared) -> None:
     loss = module.method.loss(module, client.train_features[:16], client.train_labels[:16])
     optimizer = module.configure_optimizers()
     loss.backward()
-    gradients = [module.prompts[name].grad.clone() for name in ("prompt", "local")]
+    gradients = [grad.clone() for name in ("prompt", "local") if (grad := module.prompts[name].grad) is not None]
+    assert len(gradients) == 2
     optimizer.step()
     after = module.export()
     assert torch.allclose(after["prompt"] - before["prompt"], -0.1 * gradients[0], rtol=1e-4, atol=1e-7)

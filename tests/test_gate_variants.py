@@ -11,10 +11,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from federation_helpers import Backwards, Log, build_federation, differences, results
+from federation_helpers import Backwards, Log, build_federation, differences, results, work_of
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -208,7 +209,7 @@ def test_neither_order_nor_the_global_generator_nor_an_interruption_changes_a_bi
     averaged = settings.get("gate_sharing") == "averaged"
     for rounds in (2, 3):  # a gate is first trained in the second
         stopped, first_log = run(embedded_clip, data, method(**settings), replace(CONFIG, rounds=rounds))
-        shared, start = gate_of(stopped.server.shared), stopped.fleet.work.module.shared_start()
+        shared, start = gate_of(stopped.server.shared), work_of(stopped).module.shared_start()
         assert bool(shared) == averaged
         assert any(not torch.equal(tensor, start[name]) for name, tensor in shared.items()) == averaged
         assert stopped.server.extras == {}
@@ -238,7 +239,7 @@ def test_without_experts_only_the_plain_local_objective_is_left(
     alone, log_alone = run(embedded_clip, data, method(num_experts=0, **settings))
     # No gate is trained: no client has one, and the server's, if it is averaged, is what it started from.
     assert all(not gate_of(client.parameters) for client in alone.state.clients.values())
-    start = gate_of(alone.fleet.work.module.shared_start())
+    start = gate_of(work_of(alone).module.shared_start())
     assert bool(start) == (settings.get("gate_sharing") == "averaged")
     assert gate_of(alone.server.shared).keys() == start.keys()
     assert all(torch.equal(alone.server.shared[name], tensor) for name, tensor in start.items())
@@ -295,7 +296,8 @@ def test_an_averaged_gate_goes_up_is_averaged_and_comes_down(
             total = sum(examples[i] for i in uploads)
             names = next(iter(uploads.values()))
             gate = {
-                name: (sum(examples[i] * uploads[i][name].double() for i in uploads) / total).float() for name in names
+                name: (torch.stack([examples[i] * uploads[i][name].double() for i in uploads]).sum(0) / total).float()
+                for name in names
             }
             assert sum(tensor.nbytes for tensor in gate.values()) == GATE_BYTES
         experts = len(returning) * min(2, max(len(pool) - 1, 0))
@@ -355,7 +357,7 @@ def test_where_one_client_trains_the_gate_the_averaged_one_is_its_own(
     cohorts = [(1,), (0,), (0,), (0,)]  # client 0 has a gate from the third round on, client 1 never
     seed = next(s for s in range(200) if [sample_cohort(2, 0.5, s, r) for r in range(1, 5)] == cohorts)
     data = prepare(Digits(), Dirichlet(0.5, 10), embedded_clip, config, cache, seed=0)
-    settings = {"num_experts": 1, "gating_dim": 32, "heads": 4, "gate": gate}
+    settings: dict[str, Any] = {"num_experts": 1, "gating_dim": 32, "heads": 4, "gate": gate}
     common = CommonStart(**settings)
     common.seed = seed
     local, log = run(embedded_clip, data, common, config, seed=seed)

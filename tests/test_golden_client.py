@@ -127,7 +127,7 @@ def test_lambda_and_the_attention_scale_by_hand(golden_clips: dict[str, FrozenCL
     method = PFedMoAP(num_experts=1, lmbda=0.25, attention_scale=3.0, gating_dim=1, heads=1)
     module = ClientModule(clip, PromptLearner(clip, ["cat"], PromptConfig(length=2)), method=method)
     maps = {"query": (2.0, 1.0), "key": (1.0, -0.5), "value": (4.0, 1.0), "output": (-1.0, 2.0)}
-    parameters = {}
+    parameters: dict[str, Tensor] = {}
     for name, (weight, bias) in maps.items():
         parameters |= {f"gate.{name}.weight": torch.tensor([[weight]]), f"gate.{name}.bias": torch.tensor([bias])}
     module.load(0, Loadout(parameters))

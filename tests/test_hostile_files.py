@@ -197,7 +197,7 @@ except UserError as error:
     assert result.stderr == "" and result.stdout.startswith(f"features.cache_dir is '{tmp_path / 'cache'}'")
     assert os.strerror(errno.EFBIG) in result.stdout and "the same command continues from there" in result.stdout
     seen: list[int] = []
-    split = Split(colours().labels, lambda i: [seen.append(i), colours().image(i)][1])
+    split = Split(colours().labels, lambda i: seen.append(i) or colours().image(i))
     found = extract(embedded_clip, split, FeatureConfig(str(tmp_path / "cache"), 4), ("x", "train"))
     assert seen == []  # all parts were kept
     assert torch.equal(found, extract(embedded_clip, colours(), FeatureConfig(str(tmp_path / "b"), 4), ("x", "train")))

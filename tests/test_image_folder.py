@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import tiny_config
+from feature_helpers import paths_of
 from PIL import Image
 
 from fedmoe.cli import experiment_parser, main
@@ -50,13 +52,13 @@ def test_class_folders_with_a_seeded_split(tmp_path):
     assert data.class_names == ("cat", "dog", "one") and data.domain_names == () and data.train.domains is None
     assert counts(data.train, 3) == [8, 8, 1] and counts(data.test, 3) == [2, 2, 0]
     for split in (data.train, data.test):
-        for path, label in zip(split.paths, split.labels, strict=True):
+        for path, label in zip(paths_of(split), split.labels, strict=True):
             assert path.split("/")[-2] == data.class_names[label]
-    assert not set(data.train.paths) & set(data.test.paths)
-    with Image.open(data.train.paths[3]) as image:
+    assert not set(paths_of(data.train)) & set(paths_of(data.test))
+    with Image.open(paths_of(data.train)[3]) as image:
         assert np.array_equal(np.asarray(image), np.asarray(data.train.image(3)))
-    assert ImageFolder(root=str(tmp_path)).test.paths == data.test.paths
-    assert ImageFolder(root=str(tmp_path), split_seed=1).test.paths != data.test.paths
+    assert ImageFolder(root=str(tmp_path)).test.paths == paths_of(data.test)
+    assert ImageFolder(root=str(tmp_path), split_seed=1).test.paths != paths_of(data.test)
     assert ImageFolder(root=str(tmp_path), split_seed=1).cache_key() != data.cache_key()
     assert counts(ImageFolder(root=str(tmp_path), test_fraction=0.5).test, 3) == [5, 5, 0]
 
@@ -67,7 +69,7 @@ def test_train_and_test_folders(tmp_path):
     data = ImageFolder(root=str(tmp_path), layout="split")
     assert data.class_names == ("cat", "dog")
     assert counts(data.train, 2) == [3, 3] and counts(data.test, 2) == [0, 2]
-    assert all("/test/dog/" in path for path in data.test.paths)
+    assert all("/test/dog/" in path for path in paths_of(data.test))
     (tmp_path / "test").rename(tmp_path / "val")
     assert len(ImageFolder(root=str(tmp_path), layout="split", test_folder="val").test) == 2
 
@@ -77,6 +79,7 @@ def test_domain_folders(tmp_path):
     data = ImageFolder(root=str(tmp_path), layout="domains")
     assert data.class_names == ("cat", "dog") and data.domain_names == ("drawing", "photo")
     for split, each in ((data.train, 4), (data.test, 1)):
+        assert split.domains is not None
         pairs = list(zip(split.labels.tolist(), split.domains.tolist(), strict=True))
         assert {pair: pairs.count(pair) for pair in pairs} == {(1, 0): each, (0, 1): each, (1, 1): each}
 
@@ -202,6 +205,7 @@ def test_a_single_saved_table_with_texts_and_domains(hf, tmp_path):
     assert data.class_names == ("ash", "oak") and data.domain_names == ("park", "wood")
     assert len(data.train) == 16 and len(data.test) == 4 and data.template == "a leaf of {class}"
     for split in (data.train, data.test):  # each image tells which row it was
+        assert split.domains is not None
         for i in range(len(split)):
             rows = [r for r in range(20) if np.array_equal(np.asarray(picture(r)), np.asarray(split.image(i)))]
             assert labels[rows[0]] == data.class_names[split.labels[i]]
@@ -227,7 +231,7 @@ def test_a_single_saved_table_with_texts_and_domains(hf, tmp_path):
 def test_what_does_not_fit_a_saved_table_is_one_sentence(hf, tmp_path, settings, sentence):
     rows = table(hf, 0, [0, 1, 1]).add_column("number", [1, 2, 3])
     hf.DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "saved"))
-    alone = {} if not settings or "split" in str(settings) else {"test_split": None}
+    alone: dict[str, Any] = {} if not settings or "split" in str(settings) else {"test_split": None}
     with pytest.raises(UserError, match=sentence) as error:
         HuggingFace(root=str(tmp_path / "saved"), **alone, **settings).train  # noqa: B018
     assert "\n" not in str(error.value)
@@ -272,7 +276,7 @@ CONFIGS = Path(__file__).parent.parent / "configs" / "data"
 def test_every_shipped_configuration_builds_and_is_in_the_guide(path):
     parser = experiment_parser()
     data = parser.instantiate(parser.parse_args(["--config", str(path), "--data.root=nowhere"])).data
-    assert isinstance(data, DataSet) and data.root == "nowhere"
+    assert isinstance(data, DataSet) and vars(data)["root"] == "nowhere"
     guide = (CONFIGS / "README.md").read_text()
     assert f"({path.name})" in guide and f"data check --config configs/data/{path.name}" in guide
     facts = data.published

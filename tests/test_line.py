@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -79,7 +80,8 @@ class ByteFleet:
             self.down.append(to_bytes(job))
             ((_, result),) = self._clients.train([from_bytes(TrainJob, self.down[-1])])
             self.up.append(to_bytes(result))
-            yield job, from_bytes(type(result), self.up[-1])
+            kind: Any = type(result)
+            yield job, from_bytes(kind, self.up[-1])
 
     def score(self, jobs: Iterable[ScoreJob]) -> Iterator[Scored]:
         for job in jobs:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation_helpers import Backwards, Log, build_federation, build_module, differences, results
+from federation_helpers import Backwards, Log, build_federation, build_module, differences, results, work_of
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -117,7 +117,7 @@ def test_fine_tuning_is_a_local_fit_from_the_global_prompt(embedded_clip: Frozen
     assert before[1] == after[1]
     assert all(tensor is after[0][name] for name, tensor in before[0].items())
 
-    work = federation.fleet.work
+    work = work_of(federation)
     for client_id in range(CLIENTS):
         client = data.client(client_id)
         work.module.load(client_id, Loadout(federation.server.shared))
@@ -228,7 +228,8 @@ def test_fedper_in_between(embedded_clip: FrozenCLIP, data: FederatedData) -> No
     assert all(prompt.shape == (16, 64) for prompt in prompts)
     assert server.shared["prompt"].shape == (10, 64)
     examples = [len(data.client(i).train_labels) for i in range(CLIENTS)]
-    mean = sum(n * prompt[:10].double() for n, prompt in zip(examples, prompts, strict=True)) / sum(examples)
+    total = torch.stack([n * prompt[:10].double() for n, prompt in zip(examples, prompts, strict=True)]).sum(0)
+    mean = total / sum(examples)
     assert torch.allclose(server.shared["prompt"].double(), mean, rtol=0, atol=1e-7)
     for record in log.records[1:]:
         sent = CLIENTS * 10 * VECTOR_BYTES  # ten vectors to and from each client, and again to each for its evaluation
@@ -240,7 +241,7 @@ def test_fedper_in_between(embedded_clip: FrozenCLIP, data: FederatedData) -> No
     assert all(not torch.equal(prompts[0][10:], prompt[10:]) for prompt in prompts[1:])
     loadout = method.inference(clients[2], method.deploy(server, 2, RoundContext(3, (), 5)))
     expected = torch.cat([server.shared["prompt"], prompts[2][10:]])
-    assert torch.equal(joined(federation.fleet.work.module, loadout), expected)
+    assert torch.equal(joined(work_of(federation).module, loadout), expected)
 
 
 def test_fedper_refuses_more_vectors_than_there_are(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
@@ -443,7 +444,7 @@ def test_fedpgp_sends_the_global_prompt_and_keeps_the_personal_part(
     prompt = federation.server.shared["prompt"] + own["U"] @ own["V"]
     client = data.client(client_id)
     with torch.no_grad():
-        logits = embedded_clip.logit_scale * client.test_features @ federation.fleet.work.module.prompts(prompt).T
+        logits = embedded_clip.logit_scale * client.test_features @ work_of(federation).module.prompts(prompt).T
     correct = int((logits.argmax(1) == client.test_labels).sum())
     assert log.evaluations[-1].clients[client_id].correct == correct
 

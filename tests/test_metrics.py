@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from federation_helpers import build_federation
+from PIL import Image
 from sklearn.metrics import accuracy_score
 from torch import Tensor
 
@@ -103,7 +104,7 @@ def clients(embedded_clip: FrozenCLIP) -> Callable[..., Federation]:
     return build
 
 
-def _no_image(index: int) -> None:
+def _no_image(index: int) -> Image.Image:
     raise AssertionError("no image is needed")
 
 
@@ -121,7 +122,8 @@ def test_matches_scikit_learn_over_shuffled_clients_and_batches_of_unequal_size(
     expected = [accuracy_score(y, x.argmax(axis=1)) for x, y in zip(logits, labels, strict=True)]
     np.testing.assert_allclose([score.correct / score.total for score in found.clients], expected, rtol=1e-15)
     percent = [100 * share for share in expected]
-    np.testing.assert_allclose([score.accuracy for score in found.clients], percent, rtol=1e-15)
+    accuracies = [score.accuracy for score in found.clients if score.accuracy is not None]
+    np.testing.assert_allclose(accuracies, percent, rtol=1e-15)
 
 
 def test_a_client_without_test_examples_has_no_accuracy_and_nothing_is_carried_over(

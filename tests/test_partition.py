@@ -155,7 +155,7 @@ def test_counts_do_not_depend_on_the_order_of_examples(problem, random):
     shuffled = [list(split.labels) for split in (train, test)]
     for labels in shuffled:
         random.shuffle(labels)
-    others = [split_of(labels) for labels in shuffled]
+    others = split_of(shuffled[0]), split_of(shuffled[1])
     for partition in (Dirichlet(2.0, min_size=1), Pathological()):
         try:
             clients = partition.split(train, test, num_classes, num_clients, seed)
@@ -212,9 +212,9 @@ def test_the_seed_alone_decides(partition):
     data = Digits()
     first = partition_dataset(data, partition, 10, seed=3)
     np.random.seed(99)
-    state = np.random.get_state()[1].copy()
+    state = np.random.get_state(legacy=False)["state"]["key"].copy()
     assert same(partition_dataset(Digits(), partition, 10, seed=3), first)
-    assert (np.random.get_state()[1] == state).all()
+    assert (np.random.get_state(legacy=False)["state"]["key"] == state).all()
     assert not same(partition_dataset(data, partition, 10, seed=4), first)
 
 
@@ -244,7 +244,8 @@ def test_dirichlet_deals_by_running_sums_of_its_shares():
     shares = stream('[5,"partition","dirichlet","shares"]').dirichlet([2.0] * 4, size=3)  # the first draw is enough
     clients = Dirichlet(2.0, min_size=1).split(split_of(train), split_of(test), 3, 4, seed)
     for part, labels in (("train", train), ("test", test)):
-        generator, expected = stream(f'[5,"partition","dirichlet","{part}"]'), [[] for _ in range(4)]
+        generator = stream(f'[5,"partition","dirichlet","{part}"]')
+        expected: list[list[int]] = [[] for _ in range(4)]
         for label in range(3):
             members = generator.permutation([i for i in range(len(labels)) if labels[i] == label]).tolist()
             cuts = [round(len(members) * float(sum(shares[label, :i]))) for i in range(4)] + [len(members)]
@@ -363,7 +364,7 @@ class Fixed(Partition):
     clients: list[tuple[list[int], list[int]]]
 
     def split(self, train, test, num_classes, num_clients, seed):
-        return [ClientIndices(*(np.array(part, dtype=np.int64) for part in client)) for client in self.clients]
+        return [ClientIndices(np.array(own, np.int64), np.array(test, np.int64)) for own, test in self.clients]
 
 
 @pytest.mark.parametrize(
@@ -462,9 +463,9 @@ def test_derived_seeds_fit_both_generators(keys):
 
 
 def test_derive_takes_numpy_integers_and_nothing_fractional():
-    assert derive(np.int64(3), np.int32(4)) == derive(3, 4)
+    assert derive(np.int64(3), np.int32(4)) == derive(3, 4)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
-        derive(3, 1.0)
+        derive(3, 1.0)  # type: ignore[arg-type]
 
 
 def test_generators_touch_no_global_state():

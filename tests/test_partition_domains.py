@@ -354,8 +354,10 @@ def test_a_domain_is_dealt_out_as_dirichlet_does_with_the_domain_s_own_seed():
     clients = DomainDirichlet(alpha=0.7, clients_per_domain=3, min_size=2).split(train, test, 4, 9, seed=5)
     for domain in range(3):
         own = [np.flatnonzero(part.domains == domain) for part in (train, test)]
-        alone = [Split(part.labels[index], part.image) for part, index in zip((train, test), own, strict=True)]
-        expected = Dirichlet(0.7, 2).split(*alone, 4, 3, seed=derived(f'[5,"partition","domain",{domain}]'))
+        own_train, own_test = (Split(part.labels[i], part.image) for part, i in zip((train, test), own, strict=True))
+        expected = Dirichlet(0.7, 2).split(
+            own_train, own_test, 4, 3, seed=derived(f'[5,"partition","domain",{domain}]')
+        )
         for client, one in zip(clients[3 * domain : 3 * domain + 3], expected, strict=True):
             assert client.train.tolist() == own[0][one.train].tolist()
             assert client.test.tolist() == own[1][one.test].tolist()

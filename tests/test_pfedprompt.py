@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from federation_helpers import Backwards, Log, build_federation, differences, results
+from federation_helpers import Backwards, Log, build_federation, differences, results, work_of
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -66,7 +67,7 @@ def test_the_attention_by_hand() -> None:
 def test_logits_by_hand(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
     """Two stored examples, of the first two classes, and one test image."""
     federation, _ = build_federation(embedded_clip, data, PFedPrompt(alpha=2.0, beta=3.0), CONFIG)
-    module, method, start = federation.fleet.work.module, federation.method, Loadout(federation.server.shared)
+    module, method, start = work_of(federation).module, federation.method, Loadout(federation.server.shared)
     stored, image = data.client(0).train_features[:2], data.client(1).test_features[:1]
     module.load(0, start, data=own(stored, torch.tensor([0, 1])))
     with torch.no_grad():
@@ -83,7 +84,7 @@ def test_logits_by_hand(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
 
 def test_of_cached_views_the_normalized_mean_is_the_key(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
     federation, _ = build_federation(embedded_clip, data, PFedPrompt(), CONFIG)
-    module, start = federation.fleet.work.module, Loadout(federation.server.shared)
+    module, start = work_of(federation).module, Loadout(federation.server.shared)
     features, images = data.client(0).train_features, data.client(1).test_features
     labels = torch.tensor([3, 1, 3])
     views = torch.stack([features[:3], features[3:6]], dim=1)  # [3, 2, d]
@@ -129,7 +130,7 @@ def test_each_client_is_scored_with_its_own_images(embedded_clip: FrozenCLIP, da
     _, log = run(embedded_clip, data, PromptFL())
     federation, log_ours = run(embedded_clip, data, PFedPrompt(alpha=4.0, beta=8.0))
     with torch.no_grad():
-        text = federation.fleet.work.module.prompts(federation.server.shared["prompt"])
+        text = work_of(federation).module.prompts(federation.server.shared["prompt"])
     differ = 0
     for client_id in range(CLIENTS):
         client = data.client(client_id)
@@ -166,7 +167,7 @@ def test_neither_order_nor_the_global_generator_nor_an_interruption_changes_a_bi
 
 @pytest.mark.parametrize("kind", ["cached", "online"])
 def test_views_are_stored_or_refused_before_training(
-    embedded_clip: FrozenCLIP, cache: FeatureConfig, kind: str
+    embedded_clip: FrozenCLIP, cache: FeatureConfig, kind: Any
 ) -> None:
     views = ViewsConfig(kind=kind, count=2)
     digits = Digits(shots=2)
@@ -184,7 +185,7 @@ def test_views_are_stored_or_refused_before_training(
     assert client.train_features.shape == (10, 2, embedded_clip.feature_dim)
     keys = normalize(client.train_features.sum(1), dim=1)
     with torch.no_grad():
-        text = federation.fleet.work.module.prompts(federation.server.shared["prompt"])
+        text = work_of(federation).module.prompts(federation.server.shared["prompt"])
         logits = embedded_clip.logit_scale * client.test_features @ text.T
     for key, label in zip(keys, client.train_labels.tolist(), strict=True):
         logits[:, label] += (5.5 * (client.test_features @ key - 1)).exp()

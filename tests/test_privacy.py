@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from federation_helpers import Backwards, build_federation, results
+from federation_helpers import Backwards, build_federation, results, work_of
 from privacy_helpers import CLIENTS, CONFIG, OPTIM, ROUNDS, deviation
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.federation.orchestrator import Federation
 from fedmoe.methods import CoOp, FedAMP, FedPer, FedPGP, FedProx, PFedMoAP, PFedPrompt, PromptFL, PromptFLFT, ZeroShot
 from fedmoe.models.clip import FrozenCLIP
+from fedmoe.protocol.client import Client
 from fedmoe.protocol.parameters import ModelSpec, Parameter, select
 from fedmoe.protocol.records import Downlink, RoundContext, Update
 from fedmoe.server.state import ServerState
@@ -170,6 +171,7 @@ def test_fine_tuning_for_a_prediction_is_neither_clipped_nor_noised(
 
     evaluating = False
     monkeypatch.setattr(ClientModule, "training_step", listen)
+    mechanism: Any
     for mechanism, rule in (("upload", "ClippedShared"), ("dpsgd", "NoisySum")):
         rules.clear()
         config = replace(CONFIG, rounds=1, evaluate_every=10, local_epochs=1)
@@ -209,7 +211,7 @@ class Leaky(PromptFL):
     def __init__(self, kind: str, after: int = 0) -> None:
         self.kind, self.after = kind, after
 
-    def finish(self, client: ClientModule, state: Any, downlink: Downlink, num_examples: int) -> Any:
+    def finish(self, client: Client, state: Any, downlink: Downlink, num_examples: int) -> Any:
         update, kept = super().finish(client, state, downlink, num_examples)
         if state.rounds_seen < self.after:
             return update, kept
@@ -250,7 +252,7 @@ def test_an_averaged_gate_is_refused_for_the_upload_and_protected_by_dpsgd(
     config = replace(CONFIG, rounds=2, local_epochs=1)
     federation, _ = build_federation(embedded_clip, data, method, config, OPTIM, privacy=PrivacyConfig("dpsgd"))
     federation.run()
-    start = select(federation.fleet.work.module.shared_start(), ["gate"])
+    start = select(work_of(federation).module.shared_start(), ["gate"])
     assert start and any(not torch.equal(federation.server.shared[name], tensor) for name, tensor in start.items())
 
 
@@ -275,7 +277,7 @@ def test_a_start_of_the_clients_own_in_its_second_round_is_found_before_the_firs
 class Neighbours(PromptFL):
     """A loss that looks at all of the client's data."""
 
-    def loss(self, client: ClientModule, image_features: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, client: Client, image_features: Tensor, labels: Tensor) -> Tensor:
         assert client.data is not None
         return super().loss(client, image_features, labels) + client.data.train_features.mean()
 
@@ -290,7 +292,7 @@ def test_dpsgd_refuses_a_loss_that_looks_at_other_examples(embedded_clip: Frozen
 
 @pytest.mark.parametrize("mechanism", ["upload", "dpsgd"])
 @pytest.mark.parametrize("make", [FedPer, FedPGP, FedProx, PFedPrompt, PromptFLFT, CoOp, ZeroShot])
-def test_other_methods_fit(embedded_clip: FrozenCLIP, data: FederatedData, make: Any, mechanism: str) -> None:
+def test_other_methods_fit(embedded_clip: FrozenCLIP, data: FederatedData, make: Any, mechanism: Any) -> None:
     config = replace(CONFIG, rounds=1, local_epochs=1, clients=2, participation=1.0)
     method = CoOp(epochs=1) if make is CoOp else make()
     federation, _ = build_federation(embedded_clip, data, method, config, OPTIM, privacy=PrivacyConfig(mechanism))
@@ -311,9 +313,9 @@ class Watched(FedPer):
         self.trained: dict[int, Any] = {}
         self.sent: dict[int, Any] = {}
 
-    def finish(self, client: ClientModule, *args: Any) -> Any:
+    def finish(self, client: Client, state: Any, downlink: Downlink, num_examples: int) -> Any:
         self.trained[client.client_id] = client.export()
-        return super().finish(client, *args)
+        return super().finish(client, state, downlink, num_examples)
 
     def admit(self, server: ServerState, update: Update) -> None:
         self.sent[update.client_id] = update.parameters

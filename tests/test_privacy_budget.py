@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from federation_helpers import build_federation
+from federation_helpers import build_federation, work_of
 from opacus.accountants.analysis import gdp
 from privacy_helpers import CLIENTS, CONFIG, OPTIM, gdp_multiplier
 
@@ -76,7 +76,7 @@ def test_dpsgd_spends_its_budget_on_the_client_with_the_most_rounds(
     downlink = federation.method.configure(federation.server, busiest, context)
     job = TrainJob(busiest, 5, federation.server.known(busiest).version, downlink)
     with pytest.raises(UserError, match=f"would train in {most + 1} rounds, but the noise .* was set for {most}"):
-        federation.fleet.work.train(job, federation.state.clients[busiest])
+        work_of(federation).train(job, federation.state.clients[busiest])
 
 
 # The command line and the run folder

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ NAMES = [f"table{n}" for n in TABLES] + [f"figure{n}" for n in (3, 4, 5, 6)]
 
 def published_rows(section: Mapping) -> dict[str, list]:
     """The rows of a section by name, "group.row" where it has groups."""
-    rows = {}
+    rows: dict[str, list] = {}
     for key, value in section.items():
         if isinstance(value, dict):
             rows |= {f"{key}.{name}": row for name, row in value.items()}
@@ -301,7 +302,7 @@ def test_curves_and_attention_are_reported(tmp_path: Path) -> None:
     for run, shift in zip(plan.runs, (0.0, 0.1), strict=True):
         write_run(run, 60.0)
         attention = Attention(local=0.3 + shift, experts=[0.5 - shift, 0.2])
-        cost = {
+        cost: dict[str, Any] = {
             "seconds": {"train": 1.0, "evaluate": 0.0, "other": 0.0},
             "bytes": {"down": 0, "up": 0, "evaluate_down": 0},
         }

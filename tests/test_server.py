@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from streams import stream
 
-from fedmoe.server.aggregation import weighted_mean
+from fedmoe.server.aggregation import weighted_mean, weighted_means
 from fedmoe.server.experts import nearest_experts, random_experts
 from fedmoe.server.sampling import sample_cohort
+from fedmoe.server.state import Known, ServerState
 
 
 @pytest.mark.parametrize(
@@ -57,12 +58,54 @@ def test_weighted_mean_by_hand() -> None:
     assert torch.equal(weighted_mean(prompts, [3, 1]), torch.tensor([[2.0, 1.0]]))  # (3*1+5)/4, (3*2-2)/4
 
 
+def test_each_name_is_averaged_over_those_that_sent_it() -> None:
+    one, two, three = {"prompt": torch.tensor([1.0])}, {"prompt": torch.tensor([5.0])}, {"prompt": torch.tensor([3.0])}
+    gates = {"gate.a": torch.tensor([4.0, 0.0])}, {"gate.a": torch.tensor([1.0, 3.0])}
+    means = weighted_means([one, two | gates[0], three | gates[1]], [3, 1, 2])
+    assert list(means) == ["prompt", "gate.a"]
+    assert means["prompt"].item() == pytest.approx((3 * 1 + 1 * 5 + 2 * 3) / 6, rel=1e-7)
+    assert means["gate.a"].tolist() == [2.0, 2.0]  # (1 * 4 + 2 * 1) / 3, (1 * 0 + 2 * 3) / 3
+    assert weighted_means([{}, {}], [1, 2]) == {}
+    for weights in ([1, 2], [1, 2, 3, 4]):
+        with pytest.raises(ValueError):
+            weighted_means([one, two, three], weights)
+
+
+def test_what_the_server_knows() -> None:
+    known = Known(rounds_seen=1, expert_ids=(4,), version=3)
+    entries = {1: torch.zeros(1)}
+    server = ServerState({"prompt": torch.ones(1)}, {"prompt": entries}, frozenset({"prompt"}), {1: known})
+    assert (server.known(1), server.known(2)) == (known, Known(0, (), 0))
+    assert server.holds(1, "prompt")
+    assert not server.holds(1, "gate") and not server.holds(2, "prompt")
+    assert server.pooled("prompt") is entries
+
+
+def test_a_copy_of_the_server_is_its_own_and_shares_tensors() -> None:
+    server = ServerState(
+        {"prompt": torch.ones(1)},
+        {"prompt": {1: torch.zeros(1)}},
+        frozenset({"prompt"}),
+        {1: Known(1)},
+        {"mean": torch.ones(2)},
+    )
+    copy = server.copy()
+    assert copy.shared["prompt"] is server.shared["prompt"] and copy.shared.keys() == {"prompt"}
+    assert copy.pool["prompt"][1] is server.pool["prompt"][1] and copy.pool.keys() == {"prompt"}
+    assert copy.extras["mean"] is server.extras["mean"] and copy.extras.keys() == {"mean"}
+    assert (copy.kept, copy.clients) == (server.kept, server.clients)
+    copy.shared.clear(), copy.pool["prompt"].clear(), copy.pool.clear(), copy.clients.clear(), copy.extras.clear()
+    assert server.shared and server.pool["prompt"] and server.clients and server.extras
+
+
 @given(st.lists(st.tuples(st.floats(-10, 10), st.integers(1, 1000)), min_size=1, max_size=8))
 def test_weighted_mean_equals_numpy_and_ignores_the_scale_of_weights(pairs: list[tuple[float, int]]) -> None:
     values, weights = zip(*pairs, strict=True)
     prompts = [torch.tensor([[value]]) for value in values]
     mean = weighted_mean(prompts, weights).item()
-    assert mean == pytest.approx(np.average(np.float32(values).astype(float), weights=weights), rel=1e-6, abs=1e-6)
+    assert mean == pytest.approx(
+        np.average(np.array(values, np.float32).astype(float), weights=weights), rel=1e-6, abs=1e-6
+    )
     assert mean == pytest.approx(weighted_mean(prompts, [7 * weight for weight in weights]).item(), rel=1e-6, abs=1e-6)
     assert min(values) - 1e-5 <= mean <= max(values) + 1e-5
 

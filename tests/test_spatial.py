@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def test_features_are_the_releases(golden_clips: dict[str, FrozenCLIP], case: st
 @pytest.mark.parametrize(("backbone", "image", "patch", "places"), [("rn", 64, None, 4), ("vit", 48, 16, 9)])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_every_precision_gives_a_unit_vector_for_each_place(
-    tmp_path: Path, backbone: str, image: int, patch: int | None, places: int, precision: str
+    tmp_path: Path, backbone: str, image: int, patch: int | None, places: int, precision: Any
 ) -> None:
     config = tiny_config(backbone)
     config["vision_cfg"] |= {"image_size": image, "patch_size": patch}
@@ -113,7 +114,7 @@ def test_both_kinds_of_features_have_their_own_cache(vit: FrozenCLIP, photos: Ph
 
 
 @pytest.mark.parametrize("kind", ["none", "cached", "online"])
-def test_clients_train_and_test_on_places(vit: FrozenCLIP, photos: Photos, config: FeatureConfig, kind: str) -> None:
+def test_clients_train_and_test_on_places(vit: FrozenCLIP, photos: Photos, config: FeatureConfig, kind: Any) -> None:
     """Batches [b, M, d], whatever the views, in the order and with the labels of those of pooled features."""
     views, encoder = ViewsConfig(kind, count=3), spatial_encoder(vit)
     federation = FederationConfig(clients=2)

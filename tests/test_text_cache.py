@@ -27,32 +27,31 @@ NAMES = [" ".join(words) for words in itertools.product(DIGITS, repeat=3)]
 TOO_SMALL = "runtime.text_cache_mib = {} holds the text features of only {} prompts at once"
 
 
-class Counting:
+class Counting(PromptLearner):
     """A prompt learner that counts what it encodes."""
 
-    def __init__(self, prompts: PromptLearner) -> None:
-        self.prompts, self.start, self.encoded = prompts, prompts.start, 0
+    encoded = 0
 
-    def __call__(self, prompt: Tensor) -> Tensor:
+    def forward(self, prompt: Tensor | None = None) -> Tensor:
         self.encoded += 1
-        return self.prompts(prompt)
+        return super().forward(prompt)
 
 
-@pytest.fixture(scope="module")
-def learner(embedded_clip: FrozenCLIP) -> PromptLearner:
+@pytest.fixture
+def learner(embedded_clip: FrozenCLIP) -> Counting:
     """500 classes: 500 x 128 numbers, or 256,000 bytes a prompt."""
-    return PromptLearner(embedded_clip, NAMES[:500], PromptConfig(init=None, length=2), torch_generator(0, "prompt"))
+    return Counting(embedded_clip, NAMES[:500], PromptConfig(init=None, length=2), torch_generator(0, "prompt"))
 
 
-def prompts_like(learner: PromptLearner, count: int) -> list[Tensor]:
+def prompts_like(learner: Counting, count: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(learner.start.shape, generator=generator) for _ in range(count)]
 
 
 def test_the_limit_is_kept_and_the_longest_unused_goes_first(
-    learner: PromptLearner, caplog: pytest.LogCaptureFixture
+    learner: Counting, caplog: pytest.LogCaptureFixture
 ) -> None:
-    counting, (a, b, c, d, e) = Counting(learner), prompts_like(learner, 5)
+    counting, (a, b, c, d, e) = learner, prompts_like(learner, 5)
     cache = TextCache(counting, limit_mib=1)  # room for 1,048,576 / 256,000: four
     for prompt in (a, b, c, d, a, b, c, d, a):
         cache(prompt)
@@ -71,9 +70,9 @@ def test_the_limit_is_kept_and_the_longest_unused_goes_first(
 
 
 def test_prompts_that_do_not_come_back_are_no_reason_to_warn(
-    learner: PromptLearner, caplog: pytest.LogCaptureFixture
+    learner: Counting, caplog: pytest.LogCaptureFixture
 ) -> None:
-    counting = Counting(learner)
+    counting = learner
     cache = TextCache(counting, limit_mib=1)
     for prompt in prompts_like(learner, 12):
         cache(prompt)
@@ -81,8 +80,8 @@ def test_prompts_that_do_not_come_back_are_no_reason_to_warn(
     assert counting.encoded == 12 and caplog.records == []
 
 
-def test_a_single_prompt_is_kept_whatever_its_size(learner: PromptLearner, caplog: pytest.LogCaptureFixture) -> None:
-    counting, (a, b) = Counting(learner), prompts_like(learner, 2)
+def test_a_single_prompt_is_kept_whatever_its_size(learner: Counting, caplog: pytest.LogCaptureFixture) -> None:
+    counting, (a, b) = learner, prompts_like(learner, 2)
     cache = TextCache(counting, limit_mib=0)
     for prompt in (a, a, b, b):
         cache(prompt)

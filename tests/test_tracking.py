@@ -21,6 +21,7 @@ import pytest
 import torch
 from federation_helpers import build_federation
 from fork_server import ForkServer
+from wandb_server import WandbServer
 
 from experiments.dashboard.workspace import SECTIONS
 from fedmoe.config import (
@@ -43,26 +44,28 @@ from fedmoe.runs.records import RoundRecord
 from fedmoe.tracking.names import DOMAIN, FINAL, MEDIA, METRICS, final_row, round_row
 from fedmoe.tracking.trackers import TensorBoardLog, trackers
 from fedmoe.tracking.wandb_tracker import sweep_run_id
-from tests.wandb_server import WandbServer
 
 README = Path(__file__).parents[1] / "experiments" / "dashboard" / "README.md"
 CLIENTS, ROUNDS = 5, 3
 SETTINGS = {"seed": 0, "method": {"class_path": "PFedMoAP", "init_args": {"lmbda": 0.5}}, "methods": None}
+
+
+def under(group: str, key: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda r: r[group][key]
+
+
 # Where each number of a round stands in its line of rounds.jsonl.
 PLACES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "round": lambda r: r["round"],
-    **{
-        f"accuracy/{key}": lambda r, key=key: r["accuracy"][key]
-        for key in ("mean", "std", "min", "max", "worst_decile")
-    },
+    **{f"accuracy/{key}": under("accuracy", key) for key in ("mean", "std", "min", "max", "worst_decile")},
     "train/loss": lambda r: r["train_loss"],
     "train/prompt_drift": lambda r: r["prompt_drift"],
     "clients/seen_share": lambda r: r["clients_seen"] / CLIENTS,
     "clients/failed": lambda r: len(r["failed"]),
     "privacy/epsilon": lambda r: r["privacy"]["epsilon"] if r["privacy"] else None,
     "attention/local": lambda r: r["attention"]["local"] if r["attention"] else None,
-    **{f"seconds/{key}": lambda r, key=key: r["seconds"][key] for key in ("train", "evaluate", "other")},
-    **{f"bytes/{key}": lambda r, key=key: r["bytes"][key] for key in ("down", "up", "evaluate_down")},
+    **{f"seconds/{key}": under("seconds", key) for key in ("train", "evaluate", "other")},
+    **{f"bytes/{key}": under("bytes", key) for key in ("down", "up", "evaluate_down")},
 }
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def test_the_best_round_is_chosen_by_validation_alone() -> None:
 
 @pytest.mark.parametrize("views", ["none", "cached", "online"])
 def test_held_out_images_are_neither_trained_on_nor_augmented(
-    embedded_clip: FrozenCLIP, tmp_path: Path, views: str
+    embedded_clip: FrozenCLIP, tmp_path: Path, views: Any
 ) -> None:
     config = FederationConfig(clients=3, validation=0.25)
     cache = FeatureConfig(cache_dir=str(tmp_path))

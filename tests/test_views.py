@@ -75,7 +75,8 @@ def test_draws_are_torchvisions(width, height, low, share, seed):
         image = torch.empty(3, height, width)
         expected = T.RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3])
         flip = bool(torch.rand(1) < 0.5)
-    assert view == View(*expected, flip=flip)
+    top, left, cropped_height, cropped_width = expected
+    assert view == View(top, left, cropped_height, cropped_width, flip=flip)
 
 
 @pytest.mark.parametrize("i", range(6))
@@ -223,6 +224,7 @@ def test_online_views_are_those_of_the_cache_for_the_same_draw(embedded_clip, tm
         client = online.client(i)
         for v in range(3):
             seeds = torch.tensor([derive(4, "view", int(image), v) for image in indices.train])
+            assert client.online is not None
             found = client.online(client.train_features, seeds)
             torch.testing.assert_close(found, cached.client(i).train_features[:, v], rtol=1e-5, atol=1e-6)
 

@@ -8,6 +8,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+OPERATION = re.compile(r"(?:query|mutation)\s+(\w+)")
+
 
 class WandbServer:
     """Keeps what clients upload. ``refuse`` is the HTTP status that answers uploads of metrics, if it is not None."""
@@ -88,7 +90,7 @@ class WandbServer:
 
     def _graphql(self, request: dict[str, Any]) -> dict[str, Any]:
         given = request.get("variables") or {}
-        operation = request.get("operationName") or re.search(r"(?:query|mutation)\s+(\w+)", request["query"])[1]
+        operation = request.get("operationName") or OPERATION.findall(request["query"])[0]
         match operation:
             case "UpsertBucket":
                 name = given.get("name") or next(reversed(self.runs))

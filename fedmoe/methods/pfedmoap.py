@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fedmoe.config import FederationConfig
 from fedmoe.errors import UserError
@@ -158,7 +158,7 @@ class PFedMoAP(Method):
         if client.expert_text is None:
             return super().logits(client, image_features)
         text = client.text_features()  # [C, d]
-        gate = cast("Gate", client.gate)
+        gate: Gate = client.gate
         similarity = gate.similarity(image_features, _tokens(text, client))  # pool(I) . T_MoE [b, C], eq. 9 and 11
         return combine(similarity, image_features, text, client.logit_scale, self.lmbda)  # eq. 10
 
@@ -178,7 +178,8 @@ class PFedMoAP(Method):
         if client.expert_text is None:
             return {}
         tokens = _tokens(client.text_features(), client)
-        weights = cast("Gate", client.gate).attention(image_features, tokens)  # [b, C, h, K + 1]
+        gate: Gate = client.gate
+        weights = gate.attention(image_features, tokens)  # [b, C, h, K + 1]
         return {"attention": weights.mean(dim=(0, 1, 2))}
 
 

@@ -311,7 +311,7 @@ def wrong_yaml() -> list[Case]:
 
 
 def wrong_files() -> list[Case]:
-    here = {"there/a.yaml": "seed: 1", "settings.yaml": "seed: 1"}
+    here: dict[str, str | bytes] = {"there/a.yaml": "seed: 1", "settings.yaml": "seed: 1"}
     cases = [
         Case(f"{command} without file", [*words, "--config=nowhere.yaml"], ["nowhere.yaml does not exist"])
         for command, words in COMMANDS.items()

@@ -31,7 +31,7 @@ class Spoilt:
 
     name: str
     kind: str
-    spoil: Callable[[], Any]
+    spoil: Callable[..., Any]
     words: tuple[str, ...]
     command: tuple[str, ...] = CHECK
 
@@ -127,7 +127,7 @@ def a_file_instead(path: str) -> Callable[[], Any]:
 # Where there is no split file
 
 
-def annotations() -> list[Spoilt]:
+def annotation_files() -> list[Spoilt]:
     lines = {
         "a word": "Abyssinian",
         "no number": "Abyssinian 1 1 1",
@@ -386,7 +386,7 @@ def images() -> list[Spoilt]:
 FILES = {
     "images": images(),
     "CoOp's split files": splits(),
-    "annotations": annotations(),
+    "annotations": annotation_files(),
     "FedBN's lists": lists(),
     "CIFAR's batches": batches(),
     "folders of images": folders(),

@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from fedmoe.errors import UserError
-from fedmoe.readers.weights import EMBEDDING, ROWS, read_checkpoint
+from fedmoe.readers.weights import EMBEDDING, ROWS, read_weights
 
 ZEROS = b"\0" * 2**20
 EXPANDED = 768  # MiB
 READ = """
 import json, resource, sys
 from fedmoe.errors import UserError
-from fedmoe.readers.weights import read_checkpoint
+from fedmoe.readers.weights import read_weights
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before, told = peak(), "read"
 try:
-    read_checkpoint(sys.argv[1])
+    read_weights(sys.argv[1])
 except UserError as error:
     told = str(error)
 print(json.dumps([told, peak() - before]))
@@ -99,4 +99,4 @@ def test_tensors_without_end_are_refused(tmp_path: Path) -> None:
     path.write_bytes(file.getvalue())
     assert path.stat().st_size < 10_000
     with pytest.raises(UserError, match=r"weight has shape \[1000000000000, 1\], more numbers than are stored"):
-        read_checkpoint(path)
+        read_weights(path)

@@ -217,7 +217,10 @@ def archive(content: bytes, name: str = "data.pkl", scripted: bool = False, **mo
 
 
 def plain(content: bytes) -> Callable[[], None]:
-    return lambda: Path("w.pt").write_bytes(content) and None
+    def write() -> None:
+        Path("w.pt").write_bytes(content)
+
+    return write
 
 
 def bomb(name: str, scripted: bool) -> Callable[[], None]:

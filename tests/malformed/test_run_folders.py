@@ -21,7 +21,7 @@ from malformed.helpers import Refused, each
 
 RUN, STATE = Path("runs/run"), Path("runs/run/state")
 NEWEST, BEFORE = STATE / "round-00002", STATE / "round-00001"
-Change = Callable[[], Any]
+Change = Callable[..., Any]
 BRACKETS = b"[" * 100_000
 
 
@@ -89,7 +89,7 @@ def line_of(path: Path, number: int, change: Callable[[dict[str, Any]], Any]) ->
     return edit
 
 
-def both(change: Callable[[Path], Change], suffix: str) -> Change:
+def both(change: Callable[..., Change], suffix: str) -> Change:
     """The same to both rounds that are kept."""
     return lambda: [change(stem.with_suffix(suffix))() for stem in (NEWEST, BEFORE)]
 
@@ -138,7 +138,7 @@ REPORTS = ("report", "page")
 
 def versions() -> list[Damage]:
     path = RUN / "run.json"
-    texts = {
+    texts: dict[str, tuple[str | bytes, str]] = {
         "format 0": ('{"format": 0, "fedmoe": "0.0.1"}', "says format 0, written by fedmoe 0.0.1"),
         "format 99": ('{"format": 99, "fedmoe": "9.9"}', "says format 99, written by fedmoe 9.9"),
         "no format": ("{}", "says format None, written by fedmoe another version"),
@@ -183,7 +183,7 @@ def settings() -> list[Damage]:
         "deep": (b"seed: " + BRACKETS, "is not valid YAML"),
     }
     damages = [Damage(f"config.yaml {n}", writes(path, t), (str(path), w), commands) for n, (t, w) in texts.items()]
-    reported = {
+    reported: dict[str, str | bytes] = {
         "laughs": "method: {class_path: CoOp, init_args: {a: &a [1], b: &b [*a]}}\nseed: &c [*c]",
         "deep": "method: " + "[" * 20_000,
         "a tag": "seed: !!python/object/apply:os.system ['touch canary']",

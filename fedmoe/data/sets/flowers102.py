@@ -53,7 +53,7 @@ def read_labels(path: Path) -> np.ndarray:
     Raises:
         UserError: the file is missing or holds something else.
     """
-    from scipy.io import loadmat  # type: ignore[import-untyped]
+    from scipy.io import loadmat
 
     valid = "valid is the data set's imagelabels.mat, or a split file"
     if not path.is_file():
