@@ -194,9 +194,10 @@ def test_runs_made_apart_are_compared_by_one_command(
         assert (row["a"], row["b"], int(row["n"])) == ("PromptFL", "pFedMoAP", len(d))
         assert float(row["difference"]) == pytest.approx(d.mean())
         assert float(row["cohen_dz"]) == pytest.approx(d.mean() / d.std(ddof=1))
-        ranks = stats.rankdata(abs(d.round(9)))
-        signed = float((ranks * np.sign(d.round(9))).sum())
-        assert float(row["rank_biserial"]) == pytest.approx(signed / ranks[d.round(9) != 0].sum())
+        nonzero = d.round(9)[d.round(9) != 0]
+        ranks = stats.rankdata(abs(nonzero))
+        signed = ranks[nonzero > 0].sum() - ranks[nonzero < 0].sum()
+        assert float(row["rank_biserial"]) == pytest.approx(signed / ranks.sum())
         assert re.search(rf"PromptFL − pFedMoAP +{over} +{len(d)} +{re.escape(f'{d.mean():+.2f}')} ", printed)
     by_clients = differences.mean(axis=0).round(9)
     p = float(stats.wilcoxon(by_clients[by_clients != 0]).pvalue)

@@ -41,7 +41,7 @@ def compare_pairs(groups: Sequence[Group]) -> list[PairResult]:
     for over, averaged in _UNITS.items():
         samples = [averaged(a.scores, b.scores) for a, b in pairs]
         results = [paired(*sample, seed=_RESAMPLING_SEED) if sample[0] else None for sample in samples]
-        corrected = holm([result and result.p for result in results])
+        corrected = holm([result.p if result else None for result in results])
         found += [
             PairResult(a.label, b.label, over, result, p)
             for (a, b), result, p in zip(pairs, results, corrected, strict=True)
@@ -149,7 +149,7 @@ def pairs_csv(comparisons: Sequence[PairResult]) -> str:
     rows: list[list[Any]] = []
     for c in comparisons:
         r = c.result
-        numbers = [0, *[None] * 7]
+        numbers: list[float | None] = [0, *[None] * 7]
         if r is not None:
             numbers = [r.n, r.difference, *(r.interval or (None, None)), r.p, c.p_holm, r.cohen_dz, r.rank_biserial]
         rows.append([c.a, c.b, c.over, *numbers])
