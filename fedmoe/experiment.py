@@ -6,6 +6,7 @@ A comparison is a folder of run folders, one for each method, over the same clie
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -81,9 +82,11 @@ class Experiment:
     tracking: TrackingConfig
     output: OutputConfig
 
-    def folder(self, *labels: str) -> Path:
-        """The run folder; ``labels`` are the names of the methods that run in it."""
-        name = self.output.name or "-".join([self.data.name, *labels, f"seed{self.seed}"])
+    def folder(self, *labels: str, over_seeds: bool = False) -> Path:
+        """The run folder, or that of the runs of several seeds; ``labels`` are the names of the methods that run in
+        it."""
+        end = "seeds" if over_seeds else f"seed{self.seed}"
+        name = self.output.name or "-".join([self.data.name, *labels, end])
         swept = sweep_run_id()  # the runs of a sweep differ in settings that the name does not show
         return Path(self.output.dir) / (f"{name}-{swept}" if swept else name)
 
@@ -97,11 +100,15 @@ def load_clip(experiment: Experiment) -> FrozenCLIP:
 
 
 class Session:
-    """CLIP and data of an experiment, loaded once and shared by all its methods."""
+    """CLIP and data of an experiment, loaded once and shared by all its methods.
 
-    def __init__(self, experiment: Experiment, console: Console) -> None:
+    Args:
+        clip: the experiment's CLIP, where it is loaded already.
+    """
+
+    def __init__(self, experiment: Experiment, console: Console, clip: FrozenCLIP | None = None) -> None:
         self.experiment, self.console = experiment, console
-        self.clip = load_clip(experiment)
+        self.clip = load_clip(experiment) if clip is None else clip
         self._data: dict[tuple[str, str], FederatedData] = {}
 
     def data(self, method: Method) -> FederatedData:
@@ -251,6 +258,40 @@ def compare(
         for label, method, settings in zip(labels, methods, each, strict=True):
             run(session, method, settings, folder / label, resolve)
             report(folder / label, Console(quiet=True))  # its plots; the comparison's table comes at the end
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """One of the runs of several seeds; ``settings`` are kept as its config.yaml."""
+
+    experiment: Experiment
+    method: Method
+    settings: Settings
+
+
+def run_seeds(plans: Sequence[SeedRun], folder: Path, console: Console, resolve: Resolve = read_settings) -> list[Path]:
+    """Run one method with several seeds, each in ``folder``/seed<k>, and return these folders.
+
+    Finished runs are not run again. CLIP is loaded once; the data are prepared anew for each seed, on which the
+    partition depends. No other process can work in the folder meanwhile.
+
+    Raises:
+        UserError: the folder is a run's or a comparison's, or the settings do not fit each other.
+    """
+    if any(os.path.lexists(folder / name) for name in ("rounds.jsonl", "config.yaml", "comparison.json")):
+        raise UserError(f"{folder} holds a run or a comparison, and no runs of seeds; choose another output.name.")
+    folders = [folder / f"seed{plan.experiment.seed}" for plan in plans]
+    if not plans[0].experiment.output.overwrite:
+        for own in folders:
+            require_format(own)
+    first = Session(plans[0].experiment, console)
+    first.federation(plans[0].method)  # what does not fit leaves everything as it is
+    with held(folder):
+        for own, plan in zip(folders, plans, strict=True):
+            session = first if plan is plans[0] else Session(plan.experiment, console, first.clip)
+            run(session, plan.method, plan.settings, own, resolve)
+            report(own, Console(quiet=True))  # its plots; the table over seeds comes at the end
+    return folders
 
 
 def _labels(methods: Sequence[Method]) -> list[str]:

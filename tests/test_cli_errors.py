@@ -299,10 +299,14 @@ def test_classes(arg, parts, capsys):
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        ([], ["No command", "fit, evaluate, report, partition, features or data"]),
+        ([], ["No command", "fit, evaluate, report, compare, partition, features or data"]),
         (
             ["fti"],
-            ["'fti' is not a command", "fit, evaluate, report, partition, features or data", "did you mean 'fit'?"],
+            [
+                "'fti' is not a command",
+                "fit, evaluate, report, compare, partition, features or data",
+                "did you mean 'fit'?",
+            ],
         ),
         (["--seed=3", "fit"], ["--seed=3 stands before the command"]),
         (["evaluate"], ["evaluate needs run (a run folder)"]),

@@ -1,4 +1,4 @@
-"""The command line: ``python -m fedmoe.cli fit | evaluate | report | partition | features | data``.
+"""The command line: ``python -m fedmoe.cli fit | evaluate | report | compare | partition | features | data``.
 
 Importing the package imports nothing else, so that ``__main__`` can prepare for signals first.
 """

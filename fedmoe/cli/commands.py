@@ -1,4 +1,4 @@
-"""The command line: ``python -m fedmoe.cli fit | evaluate | report | partition | features | data``.
+"""The command line: ``python -m fedmoe.cli fit | evaluate | report | compare | partition | features | data``.
 
 Settings come from one or more --config files (later ones win) and from --key=value, which wins over the files before
 it. Methods, data sets and partitions are named by class: a short name such as PFedMoAP, or a class path such as
@@ -85,6 +85,9 @@ def fit(settings: Namespace, console: Console) -> None:
     from fedmoe.report import report
     from fedmoe.runs.folder import storage
 
+    if settings.seeds is not None:
+        _fit_seeds(settings, console)
+        return
     experiment, methods = as_experiment(settings)
     compared = settings.methods is not None
     label = "comparison" if compared else type(methods[0]).__name__.lower()
@@ -103,6 +106,49 @@ def fit(settings: Namespace, console: Console) -> None:
         else:
             run(session, methods[0], as_plain(settings), folder, resolve)
     report(folder, console)
+
+
+def _fit_seeds(settings: Namespace, console: Console) -> None:
+    """Train one method with several seeds, then print mean and standard deviation over them."""
+    from fedmoe.experiment import SeedRun, run_seeds
+    from fedmoe.report.compare import require_ours, summarize_seeds
+    from fedmoe.runs.folder import storage
+
+    seeds = _seeds(settings.seeds)
+    for name in ("methods", "resume"):
+        if settings[name]:
+            raise UserError(
+                f"seeds is given beside {name}; valid is one method at a time, whose seeds the same command continues, "
+                "and compare for several."
+            )
+    experiment, methods = as_experiment(settings)
+    folder = experiment.folder(type(methods[0]).__name__.lower(), over_seeds=True)
+    plans = []
+    for seed in seeds:
+        own = settings.clone()
+        own.seed, own.output.dir, own.output.name = seed, str(folder), f"seed{seed}"
+        experiment, methods = as_experiment(own)
+        plans.append(SeedRun(experiment, methods[0], as_plain(own)))
+    output = folder / "over_seeds"
+    require_ours(output)
+    with storage(folder):
+        folders = run_seeds(plans, folder, console, lambda path: as_plain(load_settings(path)))
+    summarize_seeds(folders, output, console)
+
+
+def _seeds(given: list[int] | str) -> list[int]:
+    """The seeds in a list, or in a text such as "0,1,2".
+
+    Raises:
+        UserError: one is no integer, or there twice; or there is none.
+    """
+    try:
+        seeds = [int(part) for part in given.split(",")] if isinstance(given, str) else given
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**63 for seed in seeds):
+        raise UserError(f"seeds is {given!r}; valid are different integers of at least 0, such as 0,1,2.")
+    return seeds
 
 
 def evaluate(settings: Namespace, console: Console) -> None:
@@ -145,6 +191,13 @@ def report(settings: Namespace, console: Console) -> None:
     show(Path(settings.run), console, settings.pdf)
     if settings.html is not None:
         say(console, f"  Page: {settings.html}")
+
+
+def compare(settings: Namespace, console: Console) -> None:
+    """Compare finished runs, grouped by what they have in common beside the seed."""
+    from fedmoe.report.compare import compare_runs
+
+    compare_runs([Path(run) for run in settings.runs], Path(settings.output), console)
 
 
 def partition(settings: Namespace, console: Console) -> None:
@@ -193,6 +246,7 @@ _FUNCTIONS: dict[str, Callable[[Namespace, Console], int | None]] = {
     "fit": fit,
     "evaluate": evaluate,
     "report": report,
+    "compare": compare,
     "partition": partition,
     "features": features,
     "data": data,

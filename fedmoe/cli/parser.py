@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
@@ -55,7 +55,10 @@ class CommandParser:
             files = "YAML file of settings; several may follow each other"
             parser.add_argument("--config", action="config", help=files)
         for name, setting in self.positionals.items():
-            parser.add_argument(name, type=setting.hint, help=setting.help)
+            if get_origin(setting.hint) is list:
+                parser.add_argument(name, type=get_args(setting.hint)[0], nargs="+", help=setting.help)
+            else:
+                parser.add_argument(name, type=setting.hint, help=setting.help)
         for name, setting in self.declared.items():
             if is_group(setting.hint):
                 parser.add_class_arguments(setting.hint, name)
@@ -71,7 +74,10 @@ class CommandParser:
             UserError: the first setting that is wrong.
         """
         args = [*self.preset, *args]
-        notes = Reader(self.name, self.options, self.positionals, bool(self.preset)).read(args)
+        reader = Reader(self.name, self.options, self.positionals, bool(self.preset))
+        notes = reader.read(args)
+        listed = [args[i] for i in reader.places]  # argparse takes them in one piece only, and not behind options
+        args = listed + [arg for i, arg in enumerate(args) if i not in reader.places]
         try:
             parsed = self.jsonargparse.parse_args(args)
         except ArgumentError as error:  # what the reader let pass: in jsonargparse's words

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from fedmoe.cli import values
 from fedmoe.cli.values import REQUIRED, Setting, Text, class_base, closest, either, fits, sentence, settings_of, shown
@@ -42,7 +42,7 @@ class Reader:
     Args:
         command: its name.
         options: its settings by dotted name.
-        positionals: its settings without name, in their order.
+        positionals: its settings without name, in their order; the last one may be a list, of one or more tokens.
         takes_files: whether it has the option ``--config``.
     """
 
@@ -51,6 +51,9 @@ class Reader:
     ) -> None:
         self.command, self.options, self.takes_files = command, options, takes_files
         self.expected = list(positionals.items())
+        self.listed: tuple[str, Any] | None = None  # the list that takes all further tokens, and its items' type
+        self.places: list[int] = []  # of the tokens in a list
+        self.count = 0  # of the command line's tokens
         self.rest: list[str] = []  # of the command line
         self.chosen: dict[str, _Choice] = {}
         self.lengths: dict[str, int] = {}  # of lists of classes
@@ -64,7 +67,7 @@ class Reader:
         Raises:
             UserError: the first mistake.
         """
-        self.rest = list(args)
+        self.rest, self.count = list(args), len(args)
         while self.rest:
             token = self.rest.pop(0)
             if token.partition("=")[0] in ("-h", "--help"):
@@ -98,6 +101,15 @@ class Reader:
             raise sentence(f"{option} is not a known option", _suggest(self._near(option[1:]), "--"))
 
     def _positional(self, token: str) -> None:
+        if self.listed is None and self.expected and get_origin(self.expected[0][1].hint) is list:
+            name, setting = self.expected.pop(0)
+            self.listed = name, get_args(setting.hint)[0]
+        if self.listed is not None:
+            self.places.append(self.count - len(self.rest) - 1)
+            name, hint = self.listed
+            if not fits(hint, Text(token)):
+                raise self._wrong(name, token, hint)
+            return
         if not self.expected:
             name, equals, text = token.partition("=")
             near = self._near(name) if equals else []

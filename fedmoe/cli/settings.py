@@ -54,7 +54,13 @@ COMMANDS = {
                 None,
                 "a run or comparison folder to continue; its settings are used, and those given here may change "
                 "rounds, tracking and the like",
-            )
+            ),
+            "seeds": Setting(
+                list[int] | str | None,
+                None,
+                "several seeds in place of seed, such as 0,1,2: one folder with a run for each, then mean and standard "
+                "deviation over them",
+            ),
         },
     ),
     "evaluate": Command(
@@ -82,6 +88,16 @@ COMMANDS = {
             "pdf": Setting(bool, False, "also write the plots as PDF"),
         },
         positionals={"run": Setting(str, help="a run folder, or a folder of runs to compare")},
+        is_of_experiment=False,
+    ),
+    "compare": Command(
+        "Compare finished runs of several seeds: tables, paired tests and curves.",
+        options={"output": Setting(str, "compare", "folder for the tables (.md, .csv, .tex) and curves")},
+        positionals={
+            "runs": Setting(
+                list[str], help="run folders, or folders of runs; runs that differ in nothing but the seed form a group"
+            )
+        },
         is_of_experiment=False,
     ),
     "partition": Command(
