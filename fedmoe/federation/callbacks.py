@@ -1,4 +1,4 @@
-"""What happens beside the round loop: the run folder's logs, the checkpoint, and progress on the screen."""
+"""Callbacks of the round loop: the run folder's logs, checkpoints, and progress on the terminal."""
 
 from __future__ import annotations
 
@@ -42,29 +42,29 @@ class Callback:
     """Hooks of the round loop; a subclass overrides the ones it needs."""
 
     def on_run_start(self, run: FederationView) -> None:
-        """Before the first round that is not done yet."""
+        """Before the first unfinished round."""
 
     def on_client_start(self, run: FederationView, context: RoundContext, client_id: int) -> None:
         """Before a client of the cohort trains."""
 
     def on_client_end(self, run: FederationView, context: RoundContext, client_id: int, loss: float) -> None:
-        """After a client of the cohort has trained; ``loss`` is the mean over its steps."""
+        """After a client of the cohort has trained; ``loss`` is its mean over the steps."""
 
     def on_client_failed(self, run: FederationView, context: RoundContext, failure: Failure) -> None:
-        """After an attempt to train a client has failed, where that does not stop the run."""
+        """After an attempt to train a client has failed, unless that stops the run."""
 
     def on_evaluation_end(self, run: FederationView, evaluation: Evaluation) -> None:
         """After all clients were evaluated."""
 
     def on_round_end(self, run: FederationView, record: RoundRecord) -> None:
-        """After a round, the state being that of the round."""
+        """After a round, when the state is that of the finished round."""
 
     def on_run_end(self, run: FederationView) -> None:
         """After the last round."""
 
 
 class RunLog(Callback):
-    """Appends to rounds.jsonl, clients.jsonl and, where a client fails, failures.jsonl in the run folder."""
+    """Appends to rounds.jsonl, clients.jsonl and, if a client fails, failures.jsonl in the run folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -80,7 +80,7 @@ class RunLog(Callback):
 
 
 class Checkpoint(Callback):
-    """Saves the state after each round. Comes after ``RunLog``: lines of a round without a checkpoint are dropped."""
+    """Saves the state after each round. Must come after ``RunLog``: log lines without a checkpoint are dropped."""
 
     def __init__(self, store: StateStore) -> None:
         self.store = store
@@ -95,7 +95,7 @@ class ProgressDisplay(Callback):
     Args:
         console: where to print.
         label: the method's name.
-        interval: seconds between plain lines inside a round; the end of a round always prints one.
+        interval: seconds between plain lines within a round; the end of a round always prints one.
     """
 
     def __init__(self, console: Console, label: str, interval: float = 10.0) -> None:
@@ -154,7 +154,7 @@ class ProgressDisplay(Callback):
         self.close()
 
     def close(self) -> None:
-        """Take the bar off the screen; also after an error."""
+        """Remove the bar from the terminal; also called after an error."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -11,19 +11,19 @@ from fedmoe.runs.checkpoint import StateStore
 
 
 def read_state(store: StateStore) -> FederationState | None:
-    """The newest checkpoint that is whole, or None where there is none.
+    """The newest intact checkpoint, or None if there are no checkpoints.
 
     Raises:
-        UserError: there are checkpoints, but none is whole, or they are of another format.
+        UserError: there are checkpoints, but none is intact, or they are of another format.
     """
     return store.load(FederationState.unflatten)
 
 
 def restore(federation: Federation, state: FederationState, folder: Path) -> None:
-    """Put a checkpoint into a federation that was built anew from the settings beside it.
+    """Put a checkpoint into a federation that was rebuilt from the run folder's settings.
 
     Raises:
-        UserError: the checkpoint is of another federation: another number of clients, or other parameters.
+        UserError: the checkpoint belongs to another federation, with other clients or other parameters.
     """
     expected, found = federation.server, state.server
     if state.num_clients != federation.config.clients:

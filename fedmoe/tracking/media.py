@@ -26,7 +26,7 @@ CLIENT_COLUMNS = ("round", "client", "domain", "accuracy", "correct", "total", "
 
 
 class Details:
-    """Tables and pictures of the evaluated rounds that are due: every ``every`` rounds, and the last."""
+    """Tables and pictures of evaluated rounds: of every ``every``-th, and of the last."""
 
     def __init__(self, folder: Path, every: int) -> None:
         self.folder, self.every = folder, every
@@ -52,7 +52,7 @@ class Details:
 
 
 def client_rows(evaluation: Evaluation) -> list[list[Any]]:
-    """A row for each client, under ``CLIENT_COLUMNS``; accuracy in percent, experts as text."""
+    """A row per client, with the columns ``CLIENT_COLUMNS``; accuracy in percent, experts as text."""
     rows = []
     for score in evaluation.clients:
         experts = " ".join(map(str, evaluation.experts.get(str(score.client), [])))
@@ -68,7 +68,7 @@ def labels_picture(summary: Mapping[str, Any]) -> Image.Image:
 
 
 def round_pictures(run: Run, evaluation: Evaluation) -> dict[str, Image.Image]:
-    """``assignment`` and ``attention`` of the run's last round; those that the method has."""
+    """``assignment`` and ``attention`` of the run's last round, as far as the method has them."""
     pictures = {}
     if evaluation.experts:
         experts = {int(client): ids for client, ids in evaluation.experts.items()}
@@ -81,7 +81,7 @@ def round_pictures(run: Run, evaluation: Evaluation) -> dict[str, Image.Image]:
 
 @styled
 def expert_assignment(experts: Mapping[int, Sequence[int]], num_clients: int, number: int) -> Figure:
-    """Who uses whose prompt: a row for each client, a dark cell for each client whose prompt it has as an expert.
+    """Who uses whose prompt: a row per client, with a dark cell for each client whose prompt it has as an expert.
 
     Args:
         experts: client -> ids of its experts.
@@ -111,7 +111,7 @@ def expert_assignment(experts: Mapping[int, Sequence[int]], num_clients: int, nu
 def render(figure: Figure) -> Image.Image:
     """The figure as an image, 960 pixels wide."""
     buffer = io.BytesIO()
-    with style():  # ticks are made only now
+    with style():  # ticks are created only now
         figure.savefig(buffer, format="png", dpi=120, facecolor="white")
     buffer.seek(0)
     return Image.open(buffer).convert("RGB")
