@@ -274,7 +274,7 @@ def evaluate(
     require_format(folder)
     state = read_state(StateStore(folder / "state"))
     if state is None:
-        raise UserError(f"{folder} holds no checkpoint; valid is the folder of a run that fit has begun.")
+        raise UserError(f"{folder} holds no checkpoint; valid is the folder of a run that fit has started.")
     if join_rounds < 1:
         raise UserError(f"join_rounds is {join_rounds}; valid is an integer of at least 1.")
     novel = novel_classes(session.experiment) if classes else None

@@ -29,18 +29,17 @@ def restore(federation: Federation, state: FederationState, folder: Path) -> Non
     if state.num_clients != federation.config.clients:
         raise UserError(
             f"{folder / 'state'} is of {state.num_clients} clients, but config.yaml says {federation.config.clients}; "
-            "valid is the folder as fit has left it."
+            "valid is a folder as fit left it."
         )
     shapes, others = ({name: list(t.shape) for name, t in server.shared.items()} for server in (expected, found))
     if shapes != others or expected.pool.keys() != found.pool.keys() or expected.kept != found.kept:
         raise UserError(
             f"{folder / 'state'} holds the shared parameters {others}, but the method of config.yaml has {shapes}; "
-            "valid is the folder as fit has left it."
+            "valid is a folder as fit left it."
         )
     try:
         federation.restore(state)
     except ValueError as error:
         raise UserError(
-            f"{folder / 'state'} does not fit the method of config.yaml ({error}); valid is the folder as fit has "
-            "left it."
+            f"{folder / 'state'} does not fit the method of config.yaml ({error}); valid is a folder as fit left it."
         ) from error

@@ -238,7 +238,7 @@ def _weights_path(cfg: ClipConfig, tag: _Tag | None) -> Path | None:
     except Exception as error:  # whatever the network, the cache or the hub's client raise
         raise UserError(
             f"The weights clip.pretrained = {tag.name} of {cfg.architecture} could not be fetched ({_first(error)}); "
-            "where there is no network, set clip.weights to a local file of them."
+            "without a network, set clip.weights to a local file of these weights."
         ) from error
 
 

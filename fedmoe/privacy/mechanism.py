@@ -258,7 +258,7 @@ def participations(federation: FederationConfig, seed: int) -> Counter[int]:
 
 def _in_words(summary: Mapping[str, Any]) -> str:
     if not summary["releases"]:
-        return f"privacy ({summary['mechanism']}): nothing was sent that needs it"
+        return f"privacy ({summary['mechanism']}): nothing was sent that needs protection"
 
     def number(epsilon: float | None) -> str:
         return "∞" if epsilon is None else f"{epsilon:.4g}"

@@ -99,7 +99,7 @@ class StateStore:
             return state
         if damaged:
             raise UserError(
-                f"No checkpoint in {self.folder} is whole ({damaged[0]}); start anew with --output.overwrite=true."
+                f"No checkpoint in {self.folder} is whole ({damaged[0]}); start over with --output.overwrite=true."
             )
         return None
 

@@ -40,7 +40,7 @@ def require_format(folder: Path) -> None:
         return
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} cannot be read ({' '.join(str(error).split())}); valid is what fit has written."
+            f"{path} cannot be read ({' '.join(str(error).split())}); valid is the file that fit wrote."
         ) from error
     found = said.get("format") if isinstance(said, dict) else None
     if type(found) is not int or found != FORMAT:
@@ -71,8 +71,8 @@ def storage(folder: Path) -> Iterator[None]:
         if error.errno not in _STORAGE:
             raise
         raise UserError(
-            f"{error.filename or folder} cannot be written: {error.strerror}; what is finished is kept, and the same "
-            "command goes on from there once it can be written."
+            f"{error.filename or folder} cannot be written: {error.strerror}; finished rounds are kept, and the same "
+            "command resumes from there once it can be written."
         ) from error
 
 

@@ -36,7 +36,7 @@ def require_same_settings(folder: Path, earlier: Mapping[str, Any], settings: Ma
         if old.get(key) != new.get(key) and (fixed or not key.startswith(_MAY_CHANGE)):
             raise UserError(
                 f"{folder} holds a run with {key} = {old.get(key)!r}, not {new.get(key)!r}; choose another "
-                "output.name, or start anew with --output.overwrite=true."
+                "output.name, or start over with --output.overwrite=true."
             )
 
 
