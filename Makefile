@@ -22,17 +22,17 @@ quickstart: setup  ## five methods on 20 clients with handwritten digits: a tabl
 test: setup  ## all tests, on two processes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
-lint: setup  ## style and formatting
+lint: setup  ## check style and formatting
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-types: setup  ## static types
+types: setup  ## check static types
 	$(RUN) -m mypy
 
 smoke: setup  ## a federated run of two rounds through the command line, in seconds
 	$(RUN) -m fedmoe.cli fit --config configs/smoke.yaml --output.overwrite=true
 
-mutants: setup  ## change the code, one place at a time, and list what no test notices (FILES= SURVIVORS=1)
+mutants: setup  ## mutation tests: change the code in one place at a time and list what no test notices (FILES= SURVIVORS=1)
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev,mutants]"
 	OMP_NUM_THREADS=1 $(RUN) -m experiments.mutants $(FILES) $(if $(SURVIVORS),--survivors)
 

@@ -1,7 +1,7 @@
 """Typed settings of an experiment. The attribute docstrings are what ``--help`` prints.
 
-Cheap to import (no torch), so that ``--help`` and mistakes are answered at once. Each class checks its own values;
-what needs two of them, or the data, is checked where they meet.
+Importing this needs no torch, so that ``--help`` and error messages are fast. Each class checks its own values;
+conditions on several classes, or on the data, are checked where those are used together.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fedmoe.errors import UserError
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key; an empty mapping is a value of its own."""
+    """Nested settings by dotted key; an empty mapping counts as a value."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         nested = isinstance(value, Mapping) and value
@@ -32,13 +32,13 @@ class ClipConfig:
     """The frozen CLIP."""
 
     architecture: str = "RN50"
-    """Name of an open_clip architecture (RN50, ViT-B-16, ...), or fedmoe-tiny, the CLIP embedded in this package."""
+    """Name of an open_clip architecture (RN50, ViT-B-16, ...), or fedmoe-tiny, the CLIP shipped with this package."""
     pretrained: str | None = "openai"
     """open_clip's tag of the weights (openai, laion2b_s34b_b88k, ...; glyphs for fedmoe-tiny); null: random weights."""
     weights: str | None = None
     """A local weights file instead of the tag: OpenAI's .pt, an open_clip checkpoint, or safetensors."""
     model_config: str | None = None
-    """A JSON file in open_clip's model-config format; replaces the architecture's own."""
+    """A JSON file in open_clip's model-config format, in place of the architecture's own."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of CLIP's weights and activations; prompts, gates and losses are always float32."""
     quick_gelu: bool | None = None
@@ -52,16 +52,16 @@ class PromptConfig:
     length: int = 16
     """Number l of learnable context vectors."""
     init: str | None = None
-    """Words to start from, such as "a photo of a" (their number replaces length); null: N(0, std)."""
+    """Words to start from, such as "a photo of a" (their number of tokens replaces length); null: N(0, std^2)."""
     std: float = 0.02
     """Standard deviation of the random start."""
     position: Literal["end", "middle", "front"] = "end"
-    """Where the class name stands: after the context, in its middle, or before it."""
+    """Where the class name goes: after the context (end), in its middle, or before it (front)."""
     class_specific: bool = False
-    """One context for each class, [C, l, w], instead of one for all."""
+    """One context per class, [C, l, w], instead of one for all classes."""
     text_pass: Literal["shared", "cut", "full"] = "shared"
-    """How text features are computed, with equal results: shared computes each distinct token once (the prefix that
-    all classes have in common, then each class up to its EOT), cut drops the tokens behind the last EOT, full is
+    """How text features are computed; the results are equal. shared computes each distinct token once (the prefix that
+    all classes have in common, then each class up to its EOT), cut drops the tokens after the last EOT, full is
     open_clip's own pass over all 77 tokens."""
 
     def __post_init__(self) -> None:
@@ -76,31 +76,30 @@ class FederationConfig:
     clients: int = 10
     """Number N of clients."""
     participation: float = 1.0
-    """Share r of the clients in each round's cohort, in (0, 1]: max(1, floor(r N)) clients."""
+    """Fraction r of the clients in each round's cohort, in (0, 1]: max(1, floor(r N)) clients."""
     rounds: int = 10
     """Number T of communication rounds."""
     local_epochs: int = 5
-    """Passes E over a client's training data in each of its rounds."""
+    """Number E of passes over a client's training data in each round it takes part in."""
     batch_size: int = 32
-    """Images in a batch of local training."""
+    """Number of images in a batch of local training."""
     evaluate_every: int = 1
     """Rounds from one evaluation of all clients to the next; the last round is always evaluated."""
     validation: float = 0.0
     """Share of each client's training examples, in [0, 1), that it does not train on: drawn evenly over its classes.
     Their accuracy is what settings and checkpoints are chosen by; 0 in the paper's tables."""
     late_clients: int = 0
-    """Clients, the last ones of the N, that take part in no round and no evaluation of it; evaluate lets them join the
-    finished run."""
+    """Number of clients, the last ones of the N, that take part in no round and no evaluation of the run; evaluate lets
+    them join the finished run."""
     on_failure: Literal["drop", "retry", "stop"] = "drop"
-    """What to do where a client's training fails (an exception, a loss that is not finite, no memory left): drop it
-    for the round, where its old prompt stays in the pool; train it again with other batches, and then drop it; or stop
-    the run."""
+    """What to do when a client's training fails (an exception, a loss that is not finite, out of memory): drop it for
+    the round, while its old prompt stays in the pool; retry with other batches before dropping it; or stop the run."""
     retries: int = 1
-    """Further attempts for a client with on_failure = retry."""
+    """Number of further attempts for a client if on_failure is retry."""
 
     @property
     def participants(self) -> int:
-        """Clients that cohorts are drawn from."""
+        """The number of clients that cohorts are drawn from."""
         return self.clients - self.late_clients
 
     def __post_init__(self) -> None:
@@ -120,17 +119,18 @@ class OptimConfig:
     """Local optimization."""
 
     optimizer: Literal["sgd", "adam"] = "sgd"
-    """sgd (the paper), or adam with its usual moments, for which momentum has no meaning."""
+    """sgd (as in the paper), or adam with its default betas, which ignores momentum."""
     prompt_lr: float = 0.002
     """Learning rate of the prompt."""
     gating_lr: float = 0.01
-    """Learning rate of the gate and of whatever else a method keeps on the client."""
+    """Learning rate of the gate and of a method's other parts besides the prompt, which are mostly personal."""
     momentum: float = 0.9
     """Momentum; its buffers start empty in each local fit."""
     weight_decay: float = 5e-4
     """Weight decay on prompt and gate."""
     schedule: Literal["constant", "cosine_federation", "cosine_local"] = "constant"
-    """Learning rate: constant, a cosine to zero over the rounds, or one over the steps of each local fit."""
+    """Learning rate schedule: constant, a cosine to zero over the rounds (cosine_federation), or a cosine to zero over
+    the steps of each local fit (cosine_local)."""
 
     def __post_init__(self) -> None:
         _require(self.optimizer in ("sgd", "adam"), "optim.optimizer", self.optimizer, "sgd or adam")
@@ -144,16 +144,17 @@ class PrivacyConfig:
     """Differential privacy of what clients send; fedmoe/privacy/mechanism.py states what is guaranteed."""
 
     mechanism: Literal["none", "upload", "dpsgd"] = "none"
-    """none; upload: the prompt's gradients are clipped and the uploaded prompt gets Gaussian noise, for the client's
-    whole data set (table 6); dpsgd: each example's gradient is clipped and each step gets noise, for one example."""
+    """none; upload: clips the prompt's gradients and adds Gaussian noise to the uploaded prompt, which protects the
+    client's whole data set (table 6); dpsgd: clips each example's gradient and adds noise to each step, which protects
+    one example."""
     epsilon: float | None = 50.0
-    """Budget epsilon, above 0; null adds no noise. Of each upload with upload, of the whole run with dpsgd."""
+    """Budget epsilon, above 0: that of each upload (upload), or of the whole run (dpsgd); null adds no noise."""
     delta: float = 0.05
-    """Budget delta, in (0, 1): the chance with which the bound epsilon may fail. The paper's 0.05 is large."""
+    """Budget delta, in (0, 1): the probability with which the bound epsilon may fail. The paper's 0.05 is large."""
     clip: float | None = 0.2
-    """Largest l2 norm C of a step's gradient of the prompt (upload), or of an example's gradient (dpsgd). Noise grows
-    with it: with 0.2 it adds up over table 6's ten rounds to about prompt.std, the prompt's random start. null, where
-    epsilon is null, leaves gradients as they are."""
+    """Bound C on the l2 norm of the prompt's gradient in a step (upload), or of an example's gradient (dpsgd). The
+    noise is proportional to it: at 0.2, it adds up over table 6's ten rounds to about prompt.std, the spread of the
+    prompt's random start. null, allowed if epsilon is null, turns clipping off."""
 
     def __post_init__(self) -> None:
         choices = ("none", "upload", "dpsgd")
@@ -174,14 +175,15 @@ class FeatureConfig:
     cache_dir: str = "~/.cache/fedmoe"
     """Folder of the feature cache, shared by all runs."""
     batch_size: int = 256
-    """Images in a batch of the image encoder (of cached views: views of images)."""
+    """Number of images in a batch of the image encoder (for cached views: of views)."""
     workers: int = 0
-    """Worker processes that read and preprocess images (threads for online views); 0: the run's own process."""
+    """Number of worker processes that read and preprocess images (threads for online views); 0: none, the run itself
+    does it."""
     chunk: int = 2048
-    """Encoded images after which an extraction is written down, so that it can go on there after a crash; after
-    Ctrl-C or an error it goes on after the last whole batch."""
+    """Number of encoded images after which an extraction is saved, so that it can resume there after a crash; after
+    Ctrl-C or an error it resumes after the last complete batch."""
     damaged: Literal["stop", "skip"] = "stop"
-    """What to do at an image that is missing or cannot be decoded: stop, or name it and leave it out of the data."""
+    """What to do with an image that is missing or cannot be decoded: stop, or report it and leave it out (skip)."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "chunk"):
@@ -192,18 +194,18 @@ class FeatureConfig:
 
 @dataclass(frozen=True)
 class ViewsConfig:
-    """Augmented views of the training images: random resized crop (bicubic) and horizontal flip. Test images have
-    none."""
+    """Augmented views of the training images: random resized crop (bicubic) and horizontal flip. Test images are not
+    augmented."""
 
     kind: Literal["none", "cached", "online"] = "none"
-    """none: each image as it is; cached: a number of views of each image, encoded once, of which each pass over the
-    data draws one; online: each pass encodes a new view of each image, which costs the image encoder at each step."""
+    """none: images as they are; cached: several views of each image are encoded once, and each pass over the data draws
+    one of them; online: each pass encodes a new view of each image, which runs the image encoder in every step."""
     count: int = 10
-    """Number V of cached views of each image."""
+    """Number V of cached views per image."""
     scale: tuple[float, float] = (0.08, 1.0)
-    """Smallest and largest share of the image's area that a crop covers, in (0, 1]."""
+    """Smallest and largest fraction of the image's area that a crop covers, in (0, 1]."""
     seed: int = 0
-    """Seed of the cached views: the same views for every method and every seed of the run."""
+    """Seed of the cached views, which are the same for every method and every seed of the run."""
 
     def __post_init__(self) -> None:
         _require(self.kind in ("none", "cached", "online"), "views.kind", self.kind, "none, cached or online")
@@ -224,9 +226,10 @@ class RuntimeConfig:
     accelerator: str = "auto"
     """Lightning's name of the accelerator: auto, cpu, gpu, mps, ..."""
     threads: int | None = None
-    """CPU threads of torch; null leaves torch's default. The same number gives the same bits."""
+    """Number of CPU threads of torch; null: torch's default. The same number gives the same bits."""
     text_cache_mib: int = 256
-    """Memory for text features of prompts that do not change (experts, evaluated clients), in MiB."""
+    """Upper limit, in MiB, on the memory for cached text features of prompts that do not change (experts, evaluated
+    clients)."""
 
     def __post_init__(self) -> None:
         _require(self.threads is None or self.threads >= 1, "runtime.threads", self.threads, "null or at least 1")
@@ -235,30 +238,32 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where the metrics of each round go besides the run folder's rounds.jsonl, clients.jsonl and rounds.csv, which are
-    always written."""
+    """Where the metrics of each round go, in addition to the run folder's rounds.jsonl, clients.jsonl and rounds.csv,
+    which are always written."""
 
     wandb: Literal["disabled", "offline", "online"] = "disabled"
-    """W&B: not used, written to the run folder for a later `wandb sync`, or sent to its server as the run goes on."""
+    """W&B: not used (disabled), written to the run folder for a later `wandb sync` (offline), or sent to its server
+    during the run (online)."""
     project: str = "fedmoe"
     """W&B's project."""
     entity: str | None = None
-    """W&B's user or team; null: the default of the account."""
+    """W&B's user or team; null: the account's default."""
     group: str | None = None
-    """W&B's group, such as the table and its cell; null: data set and method, so that the seeds form a group."""
+    """W&B's group, such as a cell of a table; null: data set and method, so that runs with different seeds form a
+    group."""
     job_type: str = "fit"
     """W&B's job type."""
     tags: tuple[str, ...] = ()
     """W&B's tags."""
     detail_every: int = 10
-    """Rounds from one set of tables and pictures (clients, experts, attention) to the next, where the round is
-    evaluated; the last round always has one."""
+    """Number of rounds between sets of tables and pictures (clients, experts, attention), which only evaluated rounds
+    have; the last round always has one."""
     tensorboard: bool = False
     """Also write TensorBoard's event files to the run folder; needs pip install 'fedmoe[tensorboard]'."""
     dir: str | None = None
-    """Folder of W&B's own files; null: the run folder."""
+    """Folder for W&B's own files; null: the run folder."""
     timeout: float = 30.0
-    """Seconds that the end of a run waits at most for W&B; rounds never wait."""
+    """Maximum number of seconds that the end of a run waits for W&B; rounds never wait."""
 
     def __post_init__(self) -> None:
         _require(
@@ -273,9 +278,9 @@ class OutputConfig:
     """The run folder."""
 
     dir: str = "runs"
-    """Folder that holds the run folders."""
+    """Folder in which run folders are created."""
     name: str | None = None
-    """Name of the run folder; null: built from data, method and seed. The same command again resumes a run that was
-    interrupted."""
+    """Name of the run folder; null: built from data, method and seed. Running the same command again resumes an
+    interrupted run."""
     overwrite: bool = False
-    """Delete a run of that name first, if there is one."""
+    """Delete an existing run of that name first; only what is demonstrably a run or a comparison is deleted."""

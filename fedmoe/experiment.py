@@ -66,7 +66,7 @@ from fedmoe.tracking.wandb_tracker import sweep_run_id
 
 @dataclass(frozen=True)
 class Experiment:
-    """The settings of a run, as the command line builds them."""
+    """The settings of a run, as built by the command line."""
 
     seed: int
     clip: ClipConfig
@@ -112,7 +112,7 @@ class Session:
         self._data: dict[tuple[str, str], FederatedData] = {}
 
     def data(self, method: Method) -> FederatedData:
-        """The clients' data, with the kind of features that the method works with."""
+        """The clients' data, with the kind of features that the method uses."""
         e, encoder = self.experiment, method.encoder(self.clip)
         kind = (encoder.name, encoder.identity)
         if kind not in self._data:
@@ -150,7 +150,7 @@ class Session:
         return module.to(_root_device(e.runtime))
 
     def federation(self, method: Method, callbacks: Any = ()) -> Federation:
-        """The method's federation, at its start."""
+        """The method's federation before its first round."""
         e = self.experiment
         config = method.schedule(e.federation)
         method.check(config, self.clip.feature_dim)
@@ -173,21 +173,21 @@ class Session:
 
 
 Settings = Mapping[str, Any]  # nested, of plain values: the contents of a config.yaml
-Resolve = Callable[[Path], Settings]  # a config.yaml -> its settings, with today's defaults for those it lacks
+Resolve = Callable[[Path], Settings]  # a config.yaml -> its settings, with current defaults for missing ones
 
 
 def read_settings(path: Path) -> Settings:
-    """The settings in a config.yaml as they are."""
+    """The settings in a config.yaml, unchanged."""
     settings: Settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     return settings
 
 
 def run(session: Session, method: Method, settings: Settings, folder: Path, resolve: Resolve = read_settings) -> None:
-    """Run one method into ``folder``, or continue where an earlier command with the same settings stopped.
+    """Run one method into ``folder``, or resume where an earlier command with the same settings stopped.
 
     Args:
-        settings: all settings of this run, kept as config.yaml.
-        resolve: reads the settings of a run that is continued.
+        settings: all settings of this run, saved as config.yaml.
+        resolve: reads the settings of a run that is resumed.
 
     Raises:
         UserError: the folder holds a run with other settings or of another format, or the settings do not fit each
@@ -237,10 +237,10 @@ def compare(
     folder: Path,
     resolve: Resolve = read_settings,
 ) -> None:
-    """Run several methods, each in its own folder under ``folder``, over the same clients, data and seed.
+    """Run several methods, each in its own folder under ``folder``, with the same clients, data and seed.
 
-    Finished runs are not run again. ``each`` holds the settings of each run by itself, and ``whole`` those of the
-    comparison, kept as comparison.yaml. No other process can work in the folder meanwhile.
+    Finished runs are not repeated. ``each`` holds the settings of each single run, and ``whole`` those of the
+    comparison, saved as comparison.yaml. The folder is locked against other processes meanwhile.
 
     Raises:
         UserError: a method does not fit the settings or the data (found before the first one runs).
@@ -257,7 +257,7 @@ def compare(
         write_text_atomic(folder / "comparison.yaml", yaml.safe_dump(whole, sort_keys=False))
         for label, method, settings in zip(labels, methods, each, strict=True):
             run(session, method, settings, folder / label, resolve)
-            report(folder / label, Console(quiet=True))  # its plots; the comparison's table comes at the end
+            report(folder / label, Console(quiet=True))  # draws its plots; the comparison's table comes at the end
 
 
 @dataclass(frozen=True)
@@ -295,7 +295,7 @@ def run_seeds(plans: Sequence[SeedRun], folder: Path, console: Console, resolve:
 
 
 def _labels(methods: Sequence[Method]) -> list[str]:
-    """A folder name for each method: its class, numbered where a class occurs more than once."""
+    """A folder name for each method: its class, numbered if a class occurs more than once."""
     names = [type(method).__name__ for method in methods]
     return [name if names.count(name) == 1 else f"{name}-{names[: i + 1].count(name)}" for i, name in enumerate(names)]
 
@@ -303,7 +303,7 @@ def _labels(methods: Sequence[Method]) -> list[str]:
 def evaluate(
     session: Session, method: Method, folder: Path, classes: bool = False, join_rounds: int = 1, best: bool = False
 ) -> dict[str, Any]:
-    """Score the clients of a run folder anew, from its last checkpoint; the contents of evaluation.json.
+    """Score the clients of a run folder again from its last checkpoint; returns the contents of evaluation.json.
 
     With ``best``, from the checkpoint of the round with the best validation accuracy instead.
 
@@ -311,7 +311,7 @@ def evaluate(
     ``ClassScores``. ``late``, where there are late clients: a ``LateScores`` after ``join_rounds`` rounds.
 
     Raises:
-        UserError: the folder holds no checkpoint, or the run held no classes out.
+        UserError: the folder holds no checkpoint, or the run held out no classes.
     """
     require_format(folder)
     state = read_state(StateStore(folder / "state"), best)
@@ -320,7 +320,7 @@ def evaluate(
             f"{folder} holds no checkpoint chosen by validation; valid is a run with federation.validation."
         )
     if state is None:
-        raise UserError(f"{folder} holds no checkpoint; valid is the folder of a run that fit has begun.")
+        raise UserError(f"{folder} holds no checkpoint; valid is the folder of a run that fit has started.")
     if join_rounds < 1:
         raise UserError(f"join_rounds is {join_rounds}; valid is an integer of at least 1.")
     novel = novel_classes(session.experiment) if classes else None
@@ -342,10 +342,10 @@ def evaluate(
 
 
 def novel_classes(experiment: Experiment) -> DataSet:
-    """The run's data set with all its classes: those behind the run's own are novel.
+    """The run's data set with all of its classes; those after the run's own are novel.
 
     Raises:
-        UserError: the run used all classes, or has a context of each class's own.
+        UserError: the run used all classes, or has class-specific contexts.
     """
     base, whole = experiment.data, replace(experiment.data, subset=replace(experiment.data.subset, classes=None))
     count, total = base.subset.classes, len(whole.class_names)
@@ -385,7 +385,7 @@ def _write_summary(folder: Path, method: Method, seed: int, privacy: dict[str, A
 
 
 def _failed_clients(rounds: Sequence[RoundRecord]) -> list[dict[str, Any]]:
-    """Who was dropped, from which rounds, and why the last time."""
+    """Which clients were dropped, from which rounds, and the reason of the last time."""
     found: dict[int, dict[str, Any]] = {}
     for record in rounds:
         for client, reason in record.failed.items():
@@ -396,10 +396,10 @@ def _failed_clients(rounds: Sequence[RoundRecord]) -> list[dict[str, Any]]:
 
 
 def _root_device(runtime: RuntimeConfig) -> torch.device:
-    """The device Lightning chooses for the accelerator.
+    """The device that Lightning chooses for the accelerator.
 
     Raises:
-        UserError: Lightning does not know the accelerator, or this machine has none of the kind.
+        UserError: Lightning does not know the accelerator, or this machine has none of that kind.
     """
     names = ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
     if runtime.accelerator not in names:

@@ -1,7 +1,7 @@
 """Seeds for everything random, each derived from the run's seed and the place where it is used.
 
-No generator is shared between two places, so the order in which clients run, or one more draw in one place, changes
-nothing elsewhere. Torch is imported only where a torch generator is asked for.
+No generator is shared between two places, so neither the order in which clients run nor an additional draw in one place
+changes anything elsewhere. Torch is imported only when a torch generator is requested.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def derive(seed: int, *keys: int | str) -> int:
     """A seed in [0, 2**63) for the place that ``keys`` name, such as ``derive(seed, "local", round, client)``.
 
-    The value depends on the seed and on every key, its order and its type (1 is not "1"); it is the same on every
-    machine and in every version of Python. 63 bits, because torch and numpy both take those.
+    The value depends on the seed and on every key, its position and its type (1 is not "1"); it is the same on every
+    machine and in every version of Python. 63 bits, because both torch and numpy accept those.
     """
     path = [key if isinstance(key, str) else operator.index(key) for key in (seed, *keys)]
     text = json.dumps(path, separators=(",", ":"), ensure_ascii=True)
@@ -29,12 +29,12 @@ def derive(seed: int, *keys: int | str) -> int:
 
 
 def numpy_generator(seed: int, *keys: int | str) -> np.random.Generator:
-    """A numpy generator (PCG64, named so that a change of numpy's default changes no run) of its own."""
+    """A numpy generator for one place. PCG64 is explicit, so that a change of numpy's default changes no run."""
     return np.random.Generator(np.random.PCG64(derive(seed, *keys)))
 
 
 def torch_generator(seed: int, *keys: int | str) -> torch.Generator:
-    """A torch generator of its own, on the CPU, so that every device sees the same draws."""
+    """A torch generator for one place, on the CPU, so that every device sees the same draws."""
     import torch
 
     return torch.Generator(device="cpu").manual_seed(derive(seed, *keys))

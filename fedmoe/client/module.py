@@ -1,8 +1,9 @@
 """The client: a LightningModule that holds the frozen CLIP, learnable prompts and a gate.
 
-In a federation one module becomes each client in turn: a client is what ``load`` puts into it. A run may have thousands
-of clients, whose CLIP is the same and whose own tensors are small; a module for each would cost time and memory and
-change no result. Outside a federation it is a plain LightningModule that a ``Trainer`` fits and tests on images.
+In a federation, one module becomes each client in turn: a client is what ``load`` puts into it. A run may have
+thousands of clients, which share the same CLIP and have only small tensors of their own; a module for each would cost
+time and memory and change no result. Outside a federation, it is a plain LightningModule that a ``Trainer`` fits and
+tests on images.
 
 Shape letters: b images, C classes, l context tokens, w token width, d feature width, K experts, M prompts at once.
 """
@@ -33,10 +34,10 @@ Batch = tuple[Tensor, Tensor]  # images [b, 3, S, S] or features [b, d], and lab
 
 
 class Gradients(Protocol):
-    """How a step's gradients are made; without one they are the loss's own."""
+    """How the gradients of a step are computed; without one, the loss is differentiated as usual."""
 
     def backward(self, client: ClientModule, loss: Tensor, batch: Batch) -> None:
-        """Set ``grad`` of the trained parameters, which are empty before."""
+        """Set ``grad`` of the trained parameters, which is None before."""
 
 
 class ClientModule(L.LightningModule):
@@ -44,13 +45,13 @@ class ClientModule(L.LightningModule):
 
     Args:
         clip: the frozen CLIP. It is not a registered submodule, so that Lightning neither moves nor saves it.
-        prompts: the prompt learner of the classes; it comes to hold the tensors that the method declares.
-        gate: a gate of one's own, in place of the one that the method declares.
+        prompts: the prompt learner of the classes; the tensors that the method declares are put into it.
+        gate: replaces the gate that the method declares.
         method: what is learned, the loss and the logits.
         optim: learning rates, momentum, weight decay and schedule.
         constants: fixed tensors that the method needs, by name (such as the template's text features [C, d]).
-        seed: the run's seed, from which the starts of parameters derive.
-        text_cache_mib: upper bound of the cache of fixed prompts' text features, in MiB.
+        seed: the run's seed, from which initial values derive.
+        text_cache_mib: size limit of the cache of fixed prompts' text features, in MiB.
 
     Attributes:
         declared: the method's parameters.
@@ -100,11 +101,11 @@ class ClientModule(L.LightningModule):
         return self._clip[0]
 
     def parts(self, *scopes: Scope) -> Iterator[Parameter]:
-        """The declared parts of some scopes."""
+        """The declared parts that have one of these scopes."""
         return (part for part in self.declared if part.scope in scopes)
 
     def _draw(self, scope: Scope, client_id: int | None) -> dict[str, Tensor | nn.Module]:
-        """The starts of all parts of a scope: common ones, or those of a client."""
+        """The initial values of all parts of a scope: common ones, or those of a client."""
         drawn: dict[str, Tensor | nn.Module] = {}
         own = None if client_id is None else torch_generator(self.run_seed, "personal", client_id)
         for part in self.parts(scope):
@@ -113,45 +114,45 @@ class ClientModule(L.LightningModule):
         return drawn
 
     def _named(self, part: Parameter) -> dict[str, Tensor]:
-        """The tensors of a part as this module holds them, by the names under which they are sent and kept."""
+        """The tensors of a part that this module holds, by the names under which they are sent and kept."""
         value = self.prompts.learned[part.name] if part.name in self.prompts.learned else getattr(self, part.name)
         return named_tensors(part.name, value)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All learned tensors as this module holds them, by name; no copies."""
+        """All learned tensors that this module holds, by name; no copies."""
         learned = self.parts(Scope.SHARED, Scope.PERSONAL)
         return {name: tensor for part in learned for name, tensor in self._named(part).items()}
 
     def shared_start(self) -> dict[str, Tensor]:
-        """The common start of all shared parameters, on the CPU: what a server begins with."""
+        """The common initial values of all shared parameters, on the CPU: what a server starts with."""
         return dict(self._shared_start)
 
     def _forget(self) -> None:
-        """The state of a module that no client has used."""
+        """Reset all state to that of a module that no client has used."""
         self.client_id = -1
-        self.data: ClientData | None = None  # the client's own; it stays there
+        self.data: ClientData | None = None  # the client's own; never sent
         self.received: Tensors = {}
         self.experts: Tensors = {}  # by name, [K, ...]
         self.expert_text: Tensor | None = None  # [K, C, d]
         self.extras: Tensors = {}
         self.text: Tensor | None = None  # in place of the prompt's text features
         self.gradients: Gradients | None = None
-        self._batch: Batch | None = None  # of the step at hand
+        self._batch: Batch | None = None  # of the current step
         self.losses: list[Tensor] = []
-        self.progress = 0.0  # share of the federation's rounds that lies behind, for the learning rate
+        self.progress = 0.0  # fraction of the federation's rounds already done, for the learning rate
         self.zero_grad(set_to_none=True)
 
     def load(self, client_id: int, loadout: Loadout, progress: float = 0.0, data: ClientData | None = None) -> None:
         """Become the client ``client_id``: replaces ALL mutable state, so that nothing leaks between clients.
 
         Args:
-            loadout: parameters and experts. A parameter that is missing begins at its start, a personal one at the
-                client's own, which does not depend on the order of clients.
-            progress: share of the federation's rounds already done, in [0, 1).
-            data: what the client owns, for methods that use it beside the batches.
+            loadout: parameters and experts. Missing parameters take their initial values, personal ones those of this
+                client, which do not depend on the order of clients.
+            progress: fraction of the federation's rounds already done, in [0, 1).
+            data: the client's own data, for methods that use it apart from the batches.
 
         Raises:
-            ValueError: a tensor is none of the method's, or has another shape.
+            ValueError: a tensor does not belong to the method, or has the wrong shape.
         """
         self._forget()
         self.client_id = client_id
@@ -183,7 +184,7 @@ class ClientModule(L.LightningModule):
         """L2-normalized text features: [C, d] of a prompt [l, w], by default the one the client classifies with
         (``Method.prompt``); [M, C, d] of M prompts [M, l, w].
 
-        With gradient while training; from the cache while evaluating, where prompts are fixed.
+        With gradient during training; from the cache during evaluation, when prompts are fixed.
         """
         if prompts is None:
             if self.text is not None:
@@ -196,7 +197,7 @@ class ClientModule(L.LightningModule):
         return torch.stack([self.text_cache(prompt) for prompt in prompts])
 
     def trained(self, parts: Iterable[Parameter]) -> dict[str, nn.Parameter]:
-        """The trainable parameters of some parts, by name, in the order of the parts."""
+        """The trainable parameters of these parts, by name, in the order of the parts."""
         found: dict[str, nn.Parameter] = {}
         for part in parts:
             if part.name in self.prompts.learned:
@@ -211,7 +212,7 @@ class ClientModule(L.LightningModule):
         return {name: tensor.detach().cpu().clone() for name, tensor in self.tensors().items()}
 
     def mean_loss(self) -> float:
-        """Mean training loss over the steps of the last fit; NaN where a step's was, or where there was none."""
+        """Mean training loss over the steps of the last fit; NaN if a step's loss was, or if there was no step."""
         return float(torch.stack(self.losses).mean()) if self.losses else math.nan
 
     def features(self, inputs: Tensor) -> Tensor:

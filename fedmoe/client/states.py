@@ -1,4 +1,4 @@
-"""Where clients keep what is their own."""
+"""Where clients keep their own states."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from typing import Protocol
 
 from fedmoe.protocol.records import ClientState
 
-_KEPT = 2  # versions of a client's state: that of a round at work, and the one before, which counts until it is done
+_KEPT = 2  # versions of a client's state: that of the current round, and the previous one, which counts until it ends
 
 
 class ClientStates(Protocol):
-    """Each client's own states, by the round that left them. The server says which of them counts."""
+    """Each client's own states, by the round that produced them. The server names the one to use."""
 
     def get(self, client_id: int, version: int) -> ClientState:
-        """The state as of a round; version 0 is that of a client that has never trained.
+        """The state after a round; version 0 is that of a client that has never trained.
 
         Raises:
-            LookupError: the state is gone.
+            LookupError: the state is no longer there.
         """
 
     def put(self, client_id: int, version: int, state: ClientState) -> None:
-        """Keep a new state beside the one that counts."""
+        """Store a new state next to the one currently in use."""
 
 
 class MemoryStates:
@@ -40,7 +40,7 @@ class MemoryStates:
             del own[next(iter(own))]
 
     def copy(self) -> MemoryStates:
-        """The same states, of which changes stay apart."""
+        """An independent copy."""
         other = MemoryStates()
         other._states = {client_id: dict(own) for client_id, own in self._states.items()}
         return other

@@ -1,6 +1,6 @@
-"""Text features of fixed prompts, computed once.
+"""A cache of the text features of fixed prompts.
 
-An expert's text features change only when its prompt does, and a round changes only the cohort's prompts.
+An expert's text features change only when its prompt does, and a round changes only the prompts of its cohort.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ log = logging.getLogger(__name__)
 class TextCache:
     """Least-recently-used cache: prompt [l, w] -> text features [C, d], l2-normalized, without gradient.
 
-    The key is a digest of the prompt's bytes, so there is nothing to invalidate. Prompts are encoded one at a time:
-    features then have the same bits whichever prompts are asked for together, and a resumed run, whose cache starts
-    empty, equals one that was never interrupted.
+    The key is a digest of the prompt's bytes, so nothing ever needs to be invalidated. Prompts are encoded one at a
+    time, so that the bits of the features do not depend on which prompts are requested together: a resumed run, whose
+    cache starts empty, equals one that was never interrupted.
 
     Args:
         prompts: encodes a prompt.
-        limit_mib: upper bound of the features kept, in MiB; at least one prompt's are. A cache that is too small for
-            the prompts at hand encodes them again and again; the first time that happens, a warning says so.
+        limit_mib: size limit of the stored features, in MiB; at least one prompt's are kept. If the cache is too small
+            for the prompts in use, they are encoded repeatedly; a warning is logged the first time this happens.
     """
 
     def __init__(self, prompts: PromptLearner, limit_mib: int) -> None:
         self._prompts = prompts
         self._limit_mib = limit_mib
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
-        self._dropped: set[bytes] = set()  # keys that were once dropped for want of room
+        self._dropped: set[bytes] = set()  # keys that were evicted for lack of space
         self._warned = False
 
     def __call__(self, prompt: Tensor) -> Tensor:

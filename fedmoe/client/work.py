@@ -1,4 +1,4 @@
-"""What a client does with the server's orders: it trains, and it evaluates itself."""
+"""What a client does on the server's orders: local training and evaluation."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ from fedmoe.features.client_data import FeatureBatches, FederatedData
 from fedmoe.protocol.records import About, ClientState, Downlink, Loadout, Scored, ScoreJob, Trained, TrainJob, Update
 from fedmoe.seeds import derive, torch_generator
 
-BATCH = 1024  # images of an evaluation at once; bounds the memory of the gate's weights
+BATCH = 1024  # images evaluated at once; bounds the memory of the gate's weights
 
-# One fit for each client and round: Lightning's remarks on each would bury everything else.
+# There is one fit per client and round, and Lightning's messages about each would bury everything else.
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=Warning)
 warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.trainer.*", category=UserWarning)
 
 
 class ClientFailure(Exception):
-    """A client's local training came to nothing; the message says why, without the client's name."""
+    """A client's local training failed; the message says why, without naming the client."""
 
 
 class Protection:
-    """What protects uploads; this one does nothing."""
+    """What protects uploads; this base class does nothing."""
 
     def begin(self, module: ClientModule, state: ClientState, downlink: Downlink, round: int) -> None:
         """Before local training of the client that the module holds."""
 
     def check(self, module: ClientModule, downlink: Downlink, start: Loadout, update: Update) -> None:
-        """Refuse an upload that the guarantee does not hold for, after local training.
+        """After local training, refuse an upload for which the guarantee does not hold.
 
         Raises:
             UserError: the method does not fit the mechanism.
         """
 
     def protect(self, module: ClientModule, update: Update, round: int) -> tuple[Update, float]:
-        """What is sent instead of ``update``, and the standard deviation of the noise in it (or in each step)."""
+        """What to send instead of ``update``, and the standard deviation of the noise in it (or in each step)."""
         return update, 0.0
 
 
 class ClientWork:
-    """Turns the one module into each client, trains it and evaluates it. Holds no client's state.
+    """Turns the one module into each client, trains and evaluates it. Keeps no client's state.
 
     Args:
         module: the client, which knows its method.
@@ -75,12 +75,12 @@ class ClientWork:
         self.protection = protection or Protection()
 
     def about(self, client_id: int) -> About:
-        """What a client says of its data."""
+        """What a client tells the server about its data."""
         own = self.data.client(client_id)
         return About(len(own.train_labels), len(own.test_labels), own.domain)
 
     def train(self, job: TrainJob, state: ClientState) -> tuple[Trained, ClientState]:
-        """Local training (Algorithm 1, step 4): what goes up, and what the client keeps.
+        """Local training (Algorithm 1, step 4): what is sent up, and what the client keeps.
 
         Raises:
             ClientFailure: the loss or a trained parameter is not finite, or memory ran out.
@@ -100,7 +100,7 @@ class ClientWork:
 
     @torch.no_grad()
     def score(self, job: ScoreJob, state: ClientState) -> Scored:
-        """The client's evaluation of itself on its own test split."""
+        """The client's evaluation on its own test split."""
         failed = None
         try:
             self.ready(job, state)
@@ -133,7 +133,7 @@ class ClientWork:
         return self.method.analyse(self.module, features.to(self.module.device))
 
     def ready(self, job: ScoreJob, state: ClientState) -> Loadout:
-        """Load what the client predicts with; where the method asks for it, fit that to the training split first.
+        """Load what the client predicts with; if the method fine-tunes, fit it to the training split first.
 
         Raises:
             ClientFailure: that fit failed; the module holds what it started from.
@@ -152,15 +152,15 @@ class ClientWork:
         return loadout
 
     def load(self, client_id: int, loadout: Loadout, round: int) -> None:
-        """Turn the module into a client of a round."""
-        progress = 0.0  # also of a client that joins after the last round: it begins its schedule anew
+        """Turn the module into a client in a round."""
+        progress = 0.0  # also for a client that joins after the last round: its schedule starts from the beginning
         if 1 <= round <= self.config.rounds:
             progress = (round - 1) / self.config.rounds
         self.module.load(client_id, loadout, progress, self.data.client(client_id))
 
     def _fit(self, epochs: int, draws: tuple[str | int, ...], order: tuple[str | int, ...], round: int) -> float:
-        """Fit the client that the module holds; the mean loss of its steps. ``draws`` and ``order`` name the places
-        of the seeds that the loss and the batches derive from."""
+        """Fit the client that the module holds; returns the mean loss of its steps. ``draws`` and ``order`` are the
+        keys of the seeds for the loss and for the batches."""
         client_id = self.module.client_id
         torch.manual_seed(derive(self.seed, *draws, round, client_id))  # for methods that draw in their loss
         generator = torch_generator(self.seed, *order, round, client_id)
@@ -185,7 +185,7 @@ class ClientWork:
 
 
 def light_trainer(runtime: RuntimeConfig, **kwargs: Any) -> L.Trainer:
-    """A Trainer without what one short fit does not need. Make a new one for each fit: a used one does nothing."""
+    """A Trainer stripped down for a short fit. Make a new one for each fit: a used one does nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return L.Trainer(

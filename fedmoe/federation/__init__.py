@@ -1,1 +1,1 @@
-"""The federation: the round loop, where clients are, evaluation, late clients and novel classes."""
+"""The federation: the round loop, the fleet of clients, evaluation, late clients and novel classes."""

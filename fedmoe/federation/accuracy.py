@@ -1,7 +1,7 @@
-"""Accuracy of every client on its own test split, and what is said about all clients together.
+"""Accuracy of every client on its own test split, and statistics over all clients.
 
 Two different means are possible: over clients (each client counts once, as in the paper) and over test examples
-(each image counts once). Everything here is the first. To keep the two apart, counts are summed before anything is
+(each image counts once). Everything here uses the first. To keep the two apart, counts are summed before anything is
 divided, and a mean over clients is always taken over the clients themselves, never over domains or batches.
 
 Shape letters: b images, C classes, N clients.
@@ -22,12 +22,12 @@ def summarize(accuracies: Sequence[float] | np.ndarray | Tensor) -> dict[str, fl
     """Mean and spread over clients, in percent, of accuracies [N] in [0, 1]; nan stands for no test examples.
 
     ``mean``: each client with test examples counts once. ``std``: the population's standard deviation over these
-    clients (divided by their number): all clients are there, not a sample of them. ``min``, ``max``.
+    clients (divided by their number), since these are all clients and not a sample. ``min``, ``max``.
     ``worst_decile``: mean over the worst tenth of them, floor(n / 10) clients but at least one.
 
     Raises:
-        UserError: if no client has test examples.
-        ValueError: for a value outside [0, 1], such as one that is in percent already.
+        UserError: no client has test examples.
+        ValueError: a value is outside [0, 1], such as one already in percent.
     """
     values = np.sort(_percent(accuracies))
     values = values[~np.isnan(values)]
@@ -50,11 +50,11 @@ def mean_per_domain(
 ) -> dict[str, float]:
     """Mean accuracy in percent over the clients of each domain, in the order in which the domains first appear.
 
+    The mean over these values is not the mean over clients, unless all domains have the same number of clients.
+
     Args:
         accuracies: [N] in [0, 1], nan for a client without test examples.
         domains: each client's domain; clients with None are left out. A domain without test examples is left out.
-
-    The mean over these values is not the mean over clients, unless all domains have equally many clients.
     """
     values = _percent(accuracies)
     if len(domains) != values.size:
@@ -102,4 +102,4 @@ def _percent(accuracies: Sequence[float] | np.ndarray | Tensor) -> np.ndarray:
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:
-    return math.fsum(values) / len(values)  # exactly rounded: the order of the clients cannot matter
+    return math.fsum(values) / len(values)  # correctly rounded, so the order of clients cannot matter

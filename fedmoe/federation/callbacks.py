@@ -1,4 +1,4 @@
-"""What happens beside the round loop: the run folder's logs, the checkpoint, and progress on the screen."""
+"""Callbacks of the round loop: the run folder's logs, checkpoints, and progress on the terminal."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ class Callback:
     """Hooks of the round loop; a subclass overrides the ones it needs."""
 
     def on_run_start(self, run: FederationView) -> None:
-        """Before the first round that is not done yet."""
+        """Before the first unfinished round."""
 
     def on_client_start(self, run: FederationView, context: RoundContext, client_id: int) -> None:
         """Before a client of the cohort trains."""
 
     def on_client_end(self, run: FederationView, context: RoundContext, client_id: int, loss: float) -> None:
-        """After a client of the cohort has trained; ``loss`` is the mean over its steps."""
+        """After a client of the cohort has trained; ``loss`` is its mean over the steps."""
 
     def on_client_failed(self, run: FederationView, context: RoundContext, failure: Failure) -> None:
-        """After an attempt to train a client has failed, where that does not stop the run."""
+        """After an attempt to train a client has failed, unless that stops the run."""
 
     def on_evaluation_end(self, run: FederationView, evaluation: Evaluation) -> None:
         """After all clients were evaluated."""
 
     def on_round_end(self, run: FederationView, record: RoundRecord) -> None:
-        """After a round, the state being that of the round."""
+        """After a round, when the state is that of the finished round."""
 
     def on_run_end(self, run: FederationView) -> None:
         """After the last round."""
@@ -122,7 +122,7 @@ class ProgressDisplay(Callback):
     Args:
         console: where to print.
         label: the method's name.
-        interval: seconds between plain lines inside a round; the end of a round always prints one.
+        interval: seconds between plain lines within a round; the end of a round always prints one.
     """
 
     def __init__(self, console: Console, label: str, interval: float = 10.0) -> None:

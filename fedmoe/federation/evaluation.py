@@ -1,4 +1,4 @@
-"""Every client evaluates itself on its own test split; the server puts the answers together.
+"""Every client evaluates itself on its own test split; the server combines the answers.
 
 Shape letters: K experts.
 """
@@ -44,7 +44,7 @@ def evaluate(
     num_clients: int,
     clients: Collection[int] | None = None,
 ) -> Evaluation:
-    """Every client (or those of ``clients``) on its own test split; one without test examples is left out."""
+    """Evaluate every client (or those in ``clients``) on its own test split; one without test examples is left out."""
     about = {i: fleet.about(i) for i in range(num_clients)}
     asked = [i for i in (range(num_clients) if clients is None else sorted(clients)) if about[i].test_examples]
     sent: dict[int, tuple[tuple[int, ...], int]] = {}
@@ -99,8 +99,9 @@ def _validation(scored: Sequence[Scored]) -> dict[str, float] | None:
 
 
 def _mean_attention(scored: Sequence[Scored]) -> dict[str, Any] | None:
-    """Mean over test images of the local expert's weight, and of each client's other experts' sorted descending
-    (figure 6). Clients may hold fewer experts than others: each rank is averaged over those that have it."""
+    """Mean over test images of the local expert's weight, and of the other experts' weights, sorted per client in
+    descending order (figure 6). Clients may hold different numbers of experts: each rank is averaged over those that
+    have it."""
     parts = [(score.total, score.sums["attention"]) for score in scored if "attention" in score.sums]
     if not parts:
         return None
@@ -115,7 +116,7 @@ def _mean_attention(scored: Sequence[Scored]) -> dict[str, Any] | None:
 
 
 def _mean_metrics(scored: Sequence[Scored]) -> dict[str, float]:
-    """The mean of each of a method's own numbers over the test images of the clients that have it."""
+    """The mean of each of the method's own metrics over the test images of the clients that have it."""
     names = dict.fromkeys(name for score in scored for name, value in score.sums.items() if value.ndim == 0)
     means = {}
     for name in names:

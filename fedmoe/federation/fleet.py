@@ -1,4 +1,4 @@
-"""Where clients are. The round loop gives orders to a fleet and takes answers, in whatever order they come."""
+"""Where the clients are. The round loop gives orders to a fleet and accepts the answers in any order."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from fedmoe.server.state import Known
 
 
 class Fleet(Protocol):
-    """Clients, wherever they are. Orders are pulled one at a time, so that not all downlinks lie in memory at once."""
+    """Clients, wherever they are. Orders are pulled one at a time, so that not all downlinks are in memory at once."""
 
     def about(self, client_id: int) -> About:
         """The sizes of a client's splits, and its domain."""
 
     def train(self, jobs: Iterable[TrainJob]) -> Iterator[tuple[TrainJob, Trained | Failed]]:
-        """Local training.
+        """Let clients train. Each order gets one answer, in any order.
 
         Raises:
             UserError: a mistake in the settings.
         """
 
     def score(self, jobs: Iterable[ScoreJob]) -> Iterator[Scored]:
-        """Clients evaluate themselves."""
+        """Let clients evaluate themselves. Each order gets one answer, in any order."""
 
     def states(self, known: Mapping[int, Known]) -> dict[int, ClientState]:
-        """The own states, as of the versions that count, of the clients that live in this process: part of the
-        checkpoint. Clients elsewhere keep theirs."""
+        """The current states of the clients in this process, at the versions given in ``known``, for the checkpoint.
+        Clients elsewhere keep their own."""
 
     def restore(self, known: Mapping[int, Known], states: Mapping[int, ClientState]) -> None:
         """The inverse of ``states``.
 
         Raises:
-            ValueError: a state is not one of the method's.
+            ValueError: a state does not belong to the method.
         """
 
 
 class LocalFleet:
-    """All clients in this process, one after the other."""
+    """Runs all clients in this process, one after the other."""
 
     def __init__(self, work: ClientWork, kept: ClientStates | None = None) -> None:
         self.work = work
@@ -94,6 +94,6 @@ class LocalFleet:
 
 
 def _reason(error: Exception) -> str:
-    """One line: what failed."""
+    """What failed, in one line."""
     text = " ".join(str(error).split()).rstrip(".")
     return text if isinstance(error, ClientFailure) else f"{type(error).__name__}{f': {text}' if text else ''}"

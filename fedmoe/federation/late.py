@@ -1,8 +1,8 @@
 """Late clients: the last ``federation.late_clients`` take part in no round of a run.
 
-Each is scored as it comes, and after it has trained for some rounds alone: it downloads what the method sends, trains,
-and its upload is admitted, as everyone's is, so that it may get experts in its next round. Nothing is averaged: the
-shared parameters and the other clients stay as they are.
+Each is scored on arrival, and again after it has trained for some rounds by itself: it downloads what the method sends,
+trains, and has its upload admitted like everyone else, so that it may get experts in its next round. Nothing is
+averaged: the shared parameters and the other clients stay unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fedmoe.server.state import Known, ServerState
 
 @dataclass(frozen=True)
 class LateScores:
-    """Accuracy over the late clients in percent, as they come and after ``rounds`` rounds of ``epochs`` epochs."""
+    """Accuracy over the late clients in percent, on arrival and after ``rounds`` rounds of ``epochs`` epochs."""
 
     clients: Sequence[int]
     rounds: int
@@ -34,13 +34,13 @@ class LateScores:
 def score_late_clients(
     fleet: Fleet, method: Method, server: ServerState, config: FederationConfig, done: RoundContext, rounds: int
 ) -> LateScores:
-    """Score the late clients on their own test splits, before and after each has joined by itself.
+    """Score the late clients on their own test splits, before and after each joins by itself.
 
     Args:
-        server: as the run has left it; it stays so.
-        config: as adapted by ``method.schedule``. A method that never trains (zero-shot) has the same score twice.
+        server: as the run left it; not changed.
+        config: as adapted by ``method.schedule``. A method that never trains (zero-shot) gets the same score twice.
         done: the run's last round.
-        rounds: that each client trains for.
+        rounds: number of rounds that each client trains for.
 
     Raises:
         UserError: a client's training fails, or no late client has test examples.
@@ -60,7 +60,7 @@ def score_late_clients(
 
 
 def _train_alone(fleet: Fleet, method: Method, server: ServerState, client_id: int, context: RoundContext) -> None:
-    """A round of one client, whose upload is admitted and not averaged."""
+    """A round of a single client, whose upload is admitted but not averaged."""
     known = server.known(client_id)
     downlink = method.configure(server, client_id, context)
     for _, trained in fleet.train([TrainJob(client_id, context.round, known.version, downlink)]):

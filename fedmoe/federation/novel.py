@@ -1,8 +1,8 @@
-"""What a finished run is good for beyond its clients' own classes.
+"""How well a finished run generalizes beyond its clients' own classes.
 
-A run with ``data.subset.classes`` = B learns the first B classes of the data set, the base classes; the
-others are novel. Each personalized model is scored on three sets, as in CoCoOp (Zhou et al., CVPR 2022, arXiv
-2203.05557) and FedPGP (Cui et al., ICML 2024, section 5.1), choosing only among the classes of that set:
+A run with ``data.subset.classes`` = B learns the first B classes of the data set, the base classes; the others are
+novel. Each personalized model is scored on three sets, as in CoCoOp (Zhou et al., CVPR 2022, arXiv 2203.05557) and
+FedPGP (Cui et al., ICML 2024, section 5.1), choosing only among the classes of that set:
 
 - own: the client's own test images, among the classes it has training images of;
 - base: all test images of the base classes, among the base classes;
@@ -30,7 +30,7 @@ from fedmoe.server.state import ServerState
 
 @dataclass(frozen=True, eq=False)
 class TestImages:
-    """Test images and their labels, counted from 0 within their set of classes."""
+    """Test images and their labels, which count from 0 within their set of classes."""
 
     features: Tensor  # [n, d]
     labels: Tensor  # [n]
@@ -60,7 +60,7 @@ def score_classes(
     base: TestImages,
     novel: TestImages,
 ) -> ClassScores:
-    """Score every client that takes part in rounds on its own, the base and the novel classes.
+    """Score every client that takes part in rounds on its own, on the base, and on the novel classes.
 
     Args:
         fleet: the run's clients, whose module knows the base classes.
@@ -86,7 +86,7 @@ def score_classes(
 
 
 def _accuracy(module: ClientModule, images: TestImages, classes: Tensor | None = None) -> float:
-    """The share of images that are classified right, among ``classes`` or all that the module knows; nan of none."""
+    """Fraction of images classified correctly among ``classes`` (or all that the module knows); nan without images."""
     right = 0
     for features, labels in FeatureBatches(images.features, images.labels, BATCH):
         logits = module(features.to(module.device)).cpu()  # [b, C]

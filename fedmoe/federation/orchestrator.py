@@ -33,13 +33,13 @@ class Federation:
         method: what is sent, trained, averaged and predicted.
         fleet: where the clients are.
         config: rounds, participation, epochs; already adapted by ``method.schedule``.
-        server: where the server starts.
+        server: the server's initial state.
         seed: the run's seed. Every draw derives from it, the round and the client, so that neither the order of
             clients nor an interruption changes a bit.
-        callbacks: called at the end of clients and rounds.
-        privacy: the account of what was spent; None: nothing protects uploads.
+        callbacks: called in this order.
+        privacy: keeps account of the privacy budget; None: uploads are not protected.
         clients: the contents of partition.json, for callbacks.
-        name: the data set's, for callbacks.
+        name: the data set's name, for callbacks.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Federation:
 
     @property
     def state(self) -> FederationState:
-        """What the last finished round has left."""
+        """The state after the last finished round."""
         own = self.fleet.states(self.server.clients)
         return FederationState(self.rounds_done, self.config.clients, self.server, own)
 
@@ -74,7 +74,7 @@ class Federation:
         self.fleet.restore(state.server.clients, state.clients)
 
     def run(self) -> None:
-        """All rounds that are not done yet; round 0 is the evaluation before training."""
+        """Run all rounds that are not done yet; round 0 is the evaluation before training."""
         self._call("on_run_start", self)
         if self.rounds_done < 0:
             self._call("on_round_end", self, self._before_training())
@@ -83,10 +83,10 @@ class Federation:
         self._call("on_run_end", self)
 
     def round(self, number: int) -> RoundRecord:
-        """One round of Algorithm 1. The state changes only at its end, so an error inside leaves the last round's.
+        """One round of Algorithm 1. The state changes only at its end, so an error within leaves the last round's.
 
-        A client that fails keeps its old state and pool entry, and has no weight in the mean; where all fail, the
-        shared parameters stay.
+        A client that fails keeps its old state and pool entry, and has no weight in the mean; if all fail, the shared
+        parameters stay unchanged.
         """
         began, server, config = time.perf_counter(), self.server, self.config
         cohort = self.method.cohort(server, config, self.seed, number)  # step 1
@@ -110,11 +110,11 @@ class Federation:
         return record
 
     def order(self, cohort: Sequence[int]) -> Sequence[int]:
-        """The order in which the cohort is trained; it changes no result."""
+        """The order in which the cohort is trained; it does not affect the result."""
         return cohort
 
     def evaluate(self, context: RoundContext) -> Evaluation:
-        """Every client that takes part in rounds, on its own test split."""
+        """Evaluate every client that takes part in rounds on its own test split."""
         participants = range(self.config.participants)
         return evaluate(self.fleet, self.method, self.server, context, self.config.clients, participants)
 
@@ -123,7 +123,7 @@ class Federation:
         experts, by client. Downlinks are not kept: a cohort's experts would fill the memory.
 
         Raises:
-            UserError: a mistake in the settings; or a failure, where it is to stop the run.
+            UserError: a mistake in the settings; or a failure, if failures are to stop the run.
         """
         server, seconds = self.server, {"train": 0.0, "evaluate": 0.0}
         attempts = 1 + (self.config.retries if self.config.on_failure == "retry" else 0)
@@ -175,7 +175,7 @@ class Federation:
         self._call("on_client_failed", self, context, failure)
 
     def _describe(self, record: RoundRecord, trained: Sequence[Trained]) -> None:
-        """Put into the record what the cohort did."""
+        """Record what the cohort did."""
         updates = [done.update for done in trained]
         if trained:
             record.train_loss = math.fsum(done.loss for done in trained) / len(trained)
@@ -211,7 +211,7 @@ class Federation:
         self._call("on_evaluation_end", self, evaluation)
 
     def _drift(self, updates: Sequence[Update]) -> float | None:
-        """Mean l2 distance of the cohort's prompts to the new global one."""
+        """Mean l2 distance of the cohort's prompts from the new global one."""
         if "prompt" not in self.server.shared:
             return None
         mean = self.server.shared["prompt"].double()
@@ -225,7 +225,7 @@ class Federation:
 
 
 def _weighted_metrics(updates: Sequence[Update]) -> dict[str, float]:
-    """The mean of each of a method's own numbers over the clients that have it, weighted by n_i."""
+    """The mean of each of the method's own metrics over the clients that have it, weighted by n_i."""
     means = {}
     for name in dict.fromkeys(name for update in updates for name in update.metrics):
         having = [update for update in updates if name in update.metrics]

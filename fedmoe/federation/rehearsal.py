@@ -1,4 +1,4 @@
-"""A method is tried on the privacy mechanism before the first round."""
+"""A dry run of a method with the privacy mechanism before the first round."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fedmoe.server.state import Known
 
 
 def rehearse(work: ClientWork, privacy: Privacy, clients: Sequence[int]) -> None:
-    """Two rounds of the protocol, in which parameters are shifted a little in place of training, and nothing is kept.
+    """Two rounds of the protocol in which parameters are shifted slightly instead of trained, and nothing is kept.
 
-    So a method that does not fit the mechanism is found before the first round.
+    This detects a method that does not fit the mechanism before the first round.
 
     Raises:
-        UserError: it does not fit.
+        UserError: the method does not fit.
     """
     method, module = work.method, work.module
     privacy.fits(method, module.optim)

@@ -1,4 +1,4 @@
-"""Everything a round leaves behind, as named tensors and plain numbers: the contents of a checkpoint."""
+"""The state after a round, as named tensors and plain numbers: the contents of a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedmoe.protocol.parameters import Parameter, part_of
 from fedmoe.protocol.records import ClientState, Tensors
 from fedmoe.server.state import Known, ServerState
 
-_MOST_CLIENTS = 1_000_000  # a damaged number of clients must not take all memory
+_MOST_CLIENTS = 1_000_000  # a damaged number of clients must not use up all memory
 
 
 def fresh_server(declared: Iterable[Parameter], start: Tensors) -> ServerState:
@@ -21,7 +21,7 @@ def fresh_server(declared: Iterable[Parameter], start: Tensors) -> ServerState:
 
     Args:
         declared: the method's parameters.
-        start: the common start of the shared ones, by name.
+        start: the common initial values of the shared ones, by name.
     """
     parts = {part.name: part for part in declared}
     pool: dict[str, dict[int, Tensor]] = {name: {} for name in start if parts[part_of(name)].pool}
@@ -30,9 +30,9 @@ def fresh_server(declared: Iterable[Parameter], start: Tensors) -> ServerState:
 
 @dataclass
 class FederationState:
-    """The last finished round, the server, and each client's own state as of the last round it trained in.
+    """The last finished round, the server, and each client's own state after the last round it trained in.
 
-    Round 0 is the evaluation before training; -1 stands for nothing done yet.
+    Round 0 is the evaluation before training; -1 means that nothing is done yet.
     """
 
     round: int
@@ -68,7 +68,7 @@ class FederationState:
         """The inverse of ``flatten``.
 
         Raises:
-            ValueError, LookupError, TypeError, AttributeError: the contents are not those of a state.
+            ValueError, LookupError, TypeError, AttributeError: the contents are not a state.
         """
         _require_numbers(rest)
         server = ServerState({}, {name: {} for name in rest["pooled"]}, frozenset(rest["kept"]))
@@ -105,7 +105,7 @@ _PLACES: Mapping[str, Any] = {
 
 
 def _require_numbers(rest: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` unless there are clients, and what is known of them is possible."""
+    """Raise ``ValueError`` unless there are clients, and what is known about them is possible."""
     count = rest["num_clients"]
     if type(count) is not int or not 0 < count <= _MOST_CLIENTS:
         raise ValueError(f"it has {count!r} clients")
@@ -123,7 +123,7 @@ def _require_numbers(rest: Mapping[str, Any]) -> None:
 
 
 def _require_one_kind(state: FederationState) -> None:
-    """Raise ``ValueError`` unless all values of a parameter are of one shape and number format, and finite."""
+    """Raise ``ValueError`` unless all values of a parameter have the same shape and dtype, and are finite."""
     server = state.server
     kinds: dict[str, tuple[torch.Size, torch.dtype]] = {}
     values = [("the server", name, tensor) for name, tensor in server.shared.items()]

@@ -1,7 +1,7 @@
-"""Methods, one file each. Importing the package makes their short names known to the command line.
+"""Methods, one file each. Importing this package makes their short names known to the command line.
 
-A file here imports torch inside its functions, not at its top: so ``--help`` and mistakes are answered at once. A
-method of your own may import what it likes where it likes.
+Files in this package import torch inside functions, not at the top, so that ``--help`` and error messages are fast.
+This does not apply to methods of your own.
 """
 
 from fedmoe.methods.coop import CoOp

@@ -12,7 +12,7 @@ from fedmoe.protocol.parameters import ModelSpec, Parameter, Scope, fixed
 
 
 class CoOp(Method):
-    """Local prompt learning: every client trains once, from the common start, and keeps its prompt.
+    """Local prompt learning: every client trains once, from a common initial prompt, and keeps the result.
 
     Args:
         epochs: passes over a client's training data (25 in the paper).

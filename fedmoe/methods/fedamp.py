@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def message_weights(pool: Mapping[int, Tensor], client_id: int, sigma: float, alpha: float) -> dict[int, float]:
-    """The weights xi_ij with which the prompts of the pool make client i's mixture; they sum to 1.
+    """The weights xi_ij of the pool's prompts in client i's mixture; they sum to 1.
 
     xi_ij = alpha * A'(||w_i - w_j||^2) with A'(x) = exp(-x / sigma) / sigma for j != i, and the self weight
     xi_ii = 1 - sum_j xi_ij. Distances are sums of squared differences in float64.
@@ -40,20 +40,20 @@ def message_weights(pool: Mapping[int, Tensor], client_id: int, sigma: float, al
 
 
 class FedAMP(Method):
-    """Each client receives its own mixture of all clients' prompts, and is pulled to it while it trains its own.
+    """Each client receives its own mixture of all clients' prompts, and its training is pulled towards that mixture.
 
     Server, round t: u_i = sum_j xi_ij w_j over the last uploaded prompts, a step of length alpha down the gradient of
-    the attentive term, so that clients with similar prompts get more of each other (``message_weights``). Client:
-    w_i = argmin F_i(w) + lambda / (2 alpha) * ||w - u_i||^2, by local SGD from its own last prompt on. The client
-    predicts with w_i; there is no global model, so one that never took part has the common start. A client that has
-    not uploaded yet receives nothing and trains without the pull.
+    the attentive term, so that clients with similar prompts influence each other more (``message_weights``). Client:
+    w_i = argmin F_i(w) + lambda / (2 alpha) * ||w - u_i||^2, by local SGD starting from its own last prompt. The client
+    predicts with w_i; there is no global model, so a client that never took part predicts with the initial prompt. A
+    client that has not uploaded yet receives nothing and trains without the pull.
 
-    With lambda = 0 nothing pulls, and FedAMP is local training.
+    With lambda = 0 there is no pull, and FedAMP is local training.
 
     Args:
         sigma: scale of squared distances between prompts beyond which clients hardly attend to each other.
         alpha: the server's step; null: sigma / m with m prompts in the pool. Then equal prompts give their plain
-            mean, distant ones stay as they are, and no weight is negative.
+            mean, distant ones stay unchanged, and no weight is negative.
         lmbda: weight lambda of the attentive term. pFedMoAP's paper gives none of the three values.
     """
 
@@ -92,12 +92,12 @@ class FedAMP(Method):
         alpha = self.sigma / len(pool) if self.alpha is None else self.alpha
         weights = message_weights(pool, client_id, self.sigma, alpha)
         mixture = torch.zeros_like(pool[client_id], dtype=torch.float64)
-        for other, weight in sorted(weights.items()):  # in this order, so that the sum has the same bits every time
+        for other, weight in sorted(weights.items()):  # in a fixed order, so that the sum always has the same bits
             mixture += weight * pool[other].double()
         return Downlink(extras={"mixture": mixture.to(pool[client_id].dtype), "alpha": torch.tensor(alpha)})
 
     def deploy(self, server: ServerState, client_id: int, context: RoundContext) -> Downlink:
-        return Downlink()  # there is no global model: one that never took part has the common start
+        return Downlink()  # there is no global model: a client that never took part uses the initial prompt
 
     def loss(self, client: Client, image_features: Tensor, labels: Tensor) -> Tensor:
         loss = super().loss(client, image_features, labels)

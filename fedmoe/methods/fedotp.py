@@ -30,27 +30,29 @@ _IMAGES = 32  # matched at once: plans that stay in a processor's cache take hal
 
 
 class FedOTP(Method):
-    """The global prompt is averaged over the cohort (weighted by n_i), the local one stays; both classify together.
+    """The global prompt is averaged over the cohort (weighted by n_i), the local one stays; both are used to classify.
 
     Works on CLIP's spatial image features [b, M, d]. Both prompts are trained on cross-entropy, with no gradient
-    through the plan: the global one with ``optim.prompt_lr``, the local one with ``optim.gating_lr`` (the release has
-    one rate for both). The client predicts with the current global prompt and its own local one; one that never took
-    part with the local prompt it would start from.
+    through the plan: the global one with ``optim.prompt_lr``, the local one with ``optim.gating_lr`` (the release uses
+    one rate for both). The client predicts with the current global prompt and its own local one; a client that never
+    took part uses the initial value of its local prompt.
 
-    Three things differ from the release. Its plans stop rescaling all together, when the mean change over the whole
-    batch is small; here each image and class stops by itself, so that a prediction does not depend on the other images
-    of the batch (the logits differ by some 1e-5 of their size). Its clients all start from one draw of the local
-    prompt; here each has its own. And its first round trains all clients; here every round trains its cohort.
+    There are three differences from the release. There, all plans stop rescaling together, when the mean change over
+    the whole batch is small; here, each image and class stops individually, so that a prediction does not depend on the
+    other images of the batch (the relative difference of the logits is about 1e-5). There, all clients start from the
+    same draw of the local prompt; here, each has its own. There, the first round trains all clients; here, every round
+    trains its cohort.
 
     Args:
-        transport: partial moves the share mass of an image's places, so that some may be left out; balanced moves all.
-        mass: gamma, the share of the places' mass that is moved, in (0, 1]; 1 for the balanced transport.
-        epsilon: entropic regularization, in units of 1 - cosine, at least 0.001; the paper's are 0.01 to 0.1. A small
-            one takes longer: at 0.01 the factors are so large that every plan goes on to max_iterations.
-        stop_threshold: a plan stops when its factors (of the places if balanced, of the prompts if partial) change by
-            less in the mean; 0: never before max_iterations.
-        max_iterations: rescalings of a plan, at most.
-        std: standard deviation of the local prompt's start, which is always random.
+        transport: partial moves only a fraction (mass) of an image's places, so that some may be left out; balanced
+            moves everything.
+        mass: gamma, the fraction of the places' mass that is moved, in (0, 1]; 1 for the balanced transport.
+        epsilon: entropic regularization, in units of 1 - cosine, at least 0.001; the paper uses 0.01 to 0.1. Smaller
+            values take longer: at 0.01 the factors are so large that every plan runs up to max_iterations.
+        stop_threshold: a plan stops when the mean change of its factors (of the places if balanced, of the prompts if
+            partial) is smaller; 0: never before max_iterations.
+        max_iterations: maximum number of rescalings of a plan.
+        std: standard deviation of the local prompt's initial value, which is always random.
     """
 
     label = "FedOTP"

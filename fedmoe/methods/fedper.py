@@ -1,4 +1,4 @@
-"""Prompt + FedPer: some context vectors are averaged, the others stay with the client.
+"""Prompt + FedPer: some context vectors are averaged, the others stay on the client.
 
 Arivazhagan, Aggarwal, Singh, Choudhary, "Federated Learning with Personalization Layers", 2019 (arXiv 1912.00818):
 a model is base layers W_B, which FedAvg averages, followed by personalization layers W_P_j, which client j keeps.
@@ -24,16 +24,15 @@ if TYPE_CHECKING:
 class FedPer(PromptFL):
     """PromptFL in which the last k context vectors of a prompt stay local; both parts are trained together.
 
-    Round t, on the clients of the cohort: start from (shared part of round t - 1, own last k vectors), train both on
-    the local objective, upload the first l - k vectors, whose mean weighted by n_i is the new shared part (eq. 6, 7).
-    Prediction joins the current shared part with the client's own vectors; a client that never took part has those
-    of the common start.
+    Round t, on the clients of the cohort: start from the shared part of round t - 1 and the client's own last k
+    vectors, train both on the local objective, and upload the first l - k vectors, whose mean weighted by n_i is the
+    new shared part (eq. 6, 7). Prediction joins the current shared part with the client's own vectors; a client that
+    never took part uses their initial values.
 
-    The personal vectors are the last ones because that is what FedPer's last layers are in a prompt. CLIP's text
-    tower is causal: a vector sees only those before it. So the shared vectors pass through the tower alike on every
-    client, as base layers do, and the personal ones build on them; they also stand next to the class name, with
-    ``prompt.position`` at its default ``end``. Were the first ones personal, each client would see all shared vectors
-    through its own.
+    The last vectors are the personal ones because they correspond to FedPer's last layers. CLIP's text tower is causal:
+    a vector sees only those before it. So the shared vectors pass through the tower in the same way on every client, as
+    base layers do, and the personal ones build on them; with ``prompt.position`` at its default ``end``, they are also
+    next to the class name. If the first vectors were personal, each client would see all shared ones through its own.
 
     Args:
         personal_vectors: number k of context vectors that stay local, 0 (PromptFL) to l (local training); null: half

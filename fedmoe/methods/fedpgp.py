@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def contrastive(shared: Tensor, template: Tensor, personal: Tensor, temperature: float) -> Tensor:
-    """Per class, the global text feature is pulled to the template's and pushed from the personal one: cross-entropy
-    of a two-way softmax over cosine / temperature, averaged over classes. Three times [C, d] -> scalar."""
+    """For each class, pulls the global text feature towards the template's and pushes it away from the personal one:
+    cross-entropy of a two-way softmax over cosine / temperature, averaged over classes. Each [C, d] -> scalar."""
     import torch
     from torch.nn.functional import cosine_similarity
 
@@ -37,20 +37,22 @@ def contrastive(shared: Tensor, template: Tensor, personal: Tensor, temperature:
 class FedPGP(Method):
     """The global prompt sigma is averaged over the cohort (weighted by n_i); each client keeps its own U and V.
 
-    Both are trained together, sigma with ``optim.prompt_lr``, U and V with ``optim.gating_lr`` (the release has one
-    rate for all). The client predicts with the current global sigma plus its own U V; one that never took part with
-    the U and V it would start from.
+    All are trained together, sigma with ``optim.prompt_lr``, U and V with ``optim.gating_lr`` (the release uses one
+    rate for all). The client predicts with the current global sigma plus its own U V; a client that never took part
+    uses the initial values of its U and V.
 
-    The release differs in two things that its equations leave open: all clients start from one draw of U and V (here
-    each has its own), and the template is its placeholder text, "X" l times before the class name (here a sentence).
+    The release differs in two points that its equations leave open: all clients start from the same draw of U and V
+    (here each has its own), and the template is its placeholder text, "X" l times before the class name (here a
+    sentence).
 
     Args:
-        rank: rank r of the personal part; this, mu and temperature as in the release's CIFAR-10 script.
+        rank: rank r of the personal part. The defaults of rank, mu and temperature are those of the release's CIFAR-10
+            script.
         mu: weight of the contrastive term; 0 leaves it out, and with it the second text pass.
         temperature: divides the cosines of the contrastive term.
-        std: standard deviation of the start of U and V, as in the release. At 0 both stay zero, and with mu = 0 the
+        std: standard deviation of the initial U and V, as in the release. At 0 both stay zero, and with mu = 0 the
             method is PromptFL.
-        template: the positive of the contrastive term, a sentence with {class} in it; null: the data set's own.
+        template: the positive example of the contrastive term, a sentence with {class} in it; null: the data set's own.
     """
 
     label = "FedPGP"

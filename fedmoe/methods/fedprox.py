@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class FedProx(PromptFL):
-    """PromptFL whose local loss adds mu / 2 * ||P - P_global||^2, the pull to the round's global prompt.
+    """PromptFL whose local loss adds mu / 2 * ||P - P_global||^2, a pull towards the round's global prompt.
 
     Args:
         mu: weight of the proximal term; 0 is PromptFL. The paper does not give its value.

@@ -43,27 +43,28 @@ def _linear_gate(method: PFedMoAP, feature_dim: int, generator: torch.Generator 
 class PFedMoAP(Method):
     """Mixture of the client's own prompt and K other clients' prompts, weighted by a local gate.
 
-    The gate of the method is attention, and it is local. Table 7 of the paper compares it with two others:
+    The method's gate is attention, and it is local. Table 7 of the paper compares it with two variants:
 
-    - ``gate: linear``, a linear projection of the image to the weights of a fixed number of experts. How it is built
-      is our reading, see ``fedmoe.models.gating.LinearGate``.
-    - ``gate_sharing: averaged``, a gate that goes up with the prompt, is averaged (weighted by n_i) over those of the
-      cohort that trained one, and comes down for training and for evaluation. Its start is common to all clients. The
-      paper says no more than that it is averaged. Who predicts with a gate stays the same: a client that has trained
+    - ``gate: linear``, a linear projection of the image to the weights of a fixed number of experts. The construction
+      is our interpretation, see ``fedmoe.models.gating.LinearGate``.
+    - ``gate_sharing: averaged``, a gate that is sent up with the prompt, averaged (weighted by n_i) over the clients of
+      the cohort that trained one, and sent down for training and evaluation. Its initial value is common to all
+      clients. The paper says only that it is averaged. As before, only clients that have trained a gate predict with
       one.
 
     Args:
         num_experts: number K of non-local experts; fewer are used while the pool has fewer.
         lmbda: weight lambda of the local prompt's own logits (eq. 10).
-        assignment: nearest (in l2, the paper) or random (the released code) prompts of the pool.
-        evaluation_experts: fresh assigns experts anew from the current pool before each evaluation (the release);
-            held uses those of the client's last participation, which it has already.
-        gating_dim: width the features are pooled to; must divide CLIP's feature width. At that width nothing is pooled.
-        heads: attention heads of the gate; must divide gating_dim. Of the attention gate only.
-        attention_scale: factor on query . key before the softmax; the release uses 10 in place of 1 / sqrt(d_head).
-            Of the attention gate only.
-        gate: attention (eq. 9 to 11), or linear (table 7), where experts have fixed places.
-        pooling: stride keeps every n-th coordinate of a feature (the release), average takes the mean of each n
+        assignment: nearest (in l2, as in the paper) or random (as in the released code) prompts of the pool.
+        evaluation_experts: fresh assigns experts again from the current pool before each evaluation (as in the
+            release); held uses those of the client's last participation, which it already has.
+        gating_dim: width that features are pooled to; must divide CLIP's feature width. At that width nothing is
+            pooled.
+        heads: number of heads of the attention gate; must divide gating_dim.
+        attention_scale: factor on query . key before the softmax of the attention gate; the release uses 10 in place of
+            1 / sqrt(d_head).
+        gate: attention (eq. 9 to 11), or linear (table 7), where experts have fixed positions.
+        pooling: stride keeps every n-th coordinate of a feature (as in the release), average takes the mean of every n
             neighbouring ones; n = CLIP's feature width / gating_dim.
         gate_sharing: local, where the gate never leaves the client (the method), or averaged over clients (table 7).
     """
@@ -119,8 +120,8 @@ class PFedMoAP(Method):
         held = self.evaluation_experts == "held"
         scope = Scope.PERSONAL if self.gate_sharing == "local" else Scope.SHARED
         return [
-            # Averaged into the global prompt, which each round starts from; kept, as a client predicts with its own
-            # last one; pooled, to be others' expert.
+            # Shared: averaged into the global prompt, from which each round starts. Kept: a client predicts with its
+            # own last one. Pooled: it serves others as an expert.
             Parameter("prompt", Scope.SHARED, fixed(model.prompt), keep=True, pool=True),
             Parameter("gate", scope, gate, rate="gating_lr"),
             Parameter("experts", Scope.EXPERT, keep=held),

@@ -36,23 +36,23 @@ def stored_attention(image_features: Tensor, keys: Tensor, values: Tensor, beta:
 class PFedPrompt(PromptFL):
     """PromptFL, whose clients add an attention over their own training images to their predictions.
 
-    The paper's is the idea: users agree on a prompt in the space of language, and each adapts it to its own images in
-    the space of vision, by an attention without parameters over its few examples' features. Neither its text nor a
-    release was at hand, so how it is done is our reading: the attention is Tip-Adapter's,
+    The idea is the paper's: users agree on a prompt in language space, and each adapts it to its own images in vision
+    space, by a parameter-free attention over the features of its few examples. Neither the paper's text nor a release
+    was available, so the details are our interpretation: the attention is Tip-Adapter's,
 
         logits = exp(logit_scale) * I . T + alpha * exp(-beta (1 - I F^T)) L,
 
     with the features F and one-hot labels L of all of the client's training examples, and alpha and beta as in
-    Tip-Adapter. It takes no part in training, where an image would find itself among the stored ones: the rounds are
-    PromptFL's, bit for bit. A client that never took part predicts alike, with the current global prompt. Of cached
-    views, a key is the mean of an image's views, normalized again, as in Tip-Adapter's release.
+    Tip-Adapter. It is not used in training, where an image would find itself among the stored ones: the rounds are
+    PromptFL's, bit for bit. A client that never took part predicts in the same way, with the current global prompt.
+    With cached views, a key is the normalized mean of an image's views, as in Tip-Adapter's release.
 
-    The features stay in the client's data set: they are neither sent nor part of a checkpoint. Classes that no client
-    has examples of (``evaluate --classes``: the novel ones) have no attention term.
+    The features stay in the client's data set: they are neither sent nor part of a checkpoint. Classes of which no
+    client has examples (the novel ones of ``evaluate --classes``) have no attention term.
 
     Args:
         alpha: weight of the attention term, in units of logits; 0 is PromptFL.
-        beta: sharpness of the attention; at 0 all stored images of a class count alike, however near.
+        beta: sharpness of the attention; at 0 all stored images of a class count equally, however near.
     """
 
     label = "pFedPrompt"
@@ -78,7 +78,7 @@ class PFedPrompt(PromptFL):
         from torch.nn.functional import normalize, one_hot
 
         logits = super().logits(client, image_features)
-        if client.data is None:  # asked about classes that no client has examples of
+        if client.data is None:  # these are classes of which no client has examples
             return logits
         if client.data.online is not None:
             raise UserError(

@@ -6,6 +6,6 @@ from fedmoe.protocol.method import Method
 
 
 class PromptFL(Method):
-    """The cohort trains the global prompt, the server averages (eq. 6, 7); all predict with the global one."""
+    """The cohort trains the global prompt, the server averages it (eq. 6, 7), and all clients predict with it."""
 
     label = "PromptFL"

@@ -14,10 +14,10 @@ class PromptFLFT(PromptFL):
     """PromptFL whose global prompt each client fits to its own training data before it predicts.
 
     The rounds are PromptFL's, bit for bit: the cohort trains the global prompt P, the server averages (eq. 6, 7). At
-    an evaluation, every client minimizes its own cross-entropy from P on, with the optimizer of local training and
-    batches of their own seed, and is scored with the result P_i. P_i is neither sent nor kept: the next evaluation
-    starts from the then current global prompt. The cost is one local fit of every client at each evaluation, in the
-    seconds of the evaluation; ``federation.evaluate_every`` spaces them out.
+    an evaluation, every client minimizes its own cross-entropy starting from P, with the optimizer of local training
+    and batches drawn from a separate seed, and is scored with the result P_i. P_i is neither sent nor kept: the next
+    evaluation starts from the global prompt of its time. This costs one local fit of every client per evaluation, which
+    counts as evaluation time; ``federation.evaluate_every`` makes evaluations less frequent.
 
     Args:
         epochs: passes over a client's training data before an evaluation. pFedMoAP's paper, which compares with this

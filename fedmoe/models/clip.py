@@ -66,11 +66,11 @@ class FrozenCLIP(nn.Module):
 
     @classmethod
     def load(cls, cfg: ClipConfig) -> FrozenCLIP:
-        """Build the architecture and load its weights; random weights, the same each time, where none are named.
+        """Build the architecture and load its weights; if none are named, random ones that are the same each time.
 
         Raises:
-            UserError: unknown architecture or tag, a model configuration that open_clip makes no model of, weights that
-                cannot be fetched or read or do not fit, or a text encoder that prompts cannot be learned for.
+            UserError: unknown architecture or tag, a model configuration from which open_clip builds no model, weights
+                that cannot be fetched or read or do not fit, or a text encoder for which prompts cannot be learned.
         """
         if cfg.model_config is None:
             return cls._load(cfg)
@@ -116,7 +116,7 @@ class FrozenCLIP(nn.Module):
         return clip
 
     def _try_out(self) -> None:
-        """Encode an image and a text, whatever they are."""
+        """Encode any image and any text."""
         from PIL import Image
 
         size = self.image_size
@@ -126,7 +126,7 @@ class FrozenCLIP(nn.Module):
         self.text.project(self.text.transform(embedded.to(self.text.dtype)))
 
     def train(self, mode: bool = True) -> FrozenCLIP:
-        """Nothing: CLIP stays in eval mode."""
+        """Does nothing: CLIP stays in eval mode."""
         return self
 
     @torch.no_grad()
@@ -145,7 +145,7 @@ class FrozenCLIP(nn.Module):
         return len(self._tokenizer.encode(text))
 
     def unknown_tokens(self, ids: Iterable[int] | Tensor) -> set[int]:
-        """Those of ``ids`` whose embedding a compact checkpoint does not store; none for a complete one."""
+        """Those of ``ids`` whose embedding is missing in a compact checkpoint; none for a complete one."""
         given = {int(i) for i in (ids.unique().tolist() if isinstance(ids, Tensor) else ids)}
         return set() if self._known is None else given - self._known
 
@@ -183,7 +183,7 @@ def _asset(name: str) -> Path:
 
 
 def _model_config(cfg: ClipConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The architecture in open_clip's model-config form, and what a JSON file says about preprocessing."""
+    """The architecture in open_clip's model-config format, and a JSON file's settings of preprocessing."""
     import open_clip
 
     if cfg.model_config is not None:
@@ -203,7 +203,7 @@ def _model_config(cfg: ClipConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _tag(cfg: ClipConfig) -> _Tag | None:
-    """The pretrained tag in use; None where a local file replaces it, or the weights are random."""
+    """The pretrained tag in use; None if a local file replaces it, or the weights are random."""
     if cfg.weights is not None or cfg.pretrained is None:
         return None
     if cfg.architecture in EMBEDDED:
@@ -238,7 +238,7 @@ def _weights_path(cfg: ClipConfig, tag: _Tag | None) -> Path | None:
     except Exception as error:  # whatever the network, the cache or the hub's client raise
         raise UserError(
             f"The weights clip.pretrained = {tag.name} of {cfg.architecture} could not be fetched ({_first(error)}); "
-            "where there is no network, set clip.weights to a local file of them."
+            "without a network, set clip.weights to a local file of these weights."
         ) from error
 
 
@@ -251,7 +251,7 @@ def _first(error: BaseException) -> str:
 def _quick_gelu(cfg: ClipConfig, config: Mapping[str, Any], tag: _Tag | None, checkpoint: WeightsFile | None) -> bool:
     """Which activation the weights were trained with.
 
-    open_clip takes it from the architecture's name alone and only warns: RN50 with OpenAI's weights would be wrong.
+    open_clip decides by the architecture's name alone and only warns: RN50 with OpenAI's weights would be wrong.
     """
     if cfg.quick_gelu is not None:
         return cfg.quick_gelu
@@ -266,7 +266,7 @@ def _quick_gelu(cfg: ClipConfig, config: Mapping[str, Any], tag: _Tag | None, ch
         return bool(tag.cfg.get("quick_gelu", False))
     if config.get("quick_gelu", False):
         return True
-    # A local file that does not say: certain only where all published weights of the architecture agree.
+    # A local file that does not say: certain only if all published weights of the architecture agree.
     import open_clip
 
     architecture = cfg.architecture.replace("/", "-")
@@ -348,7 +348,7 @@ def _to_precision(model: nn.Module, config: Mapping[str, Any], dtype: torch.dtyp
 def _preprocess(
     cfg: ClipConfig, model: Any, tag: _Tag | None, overlay: Mapping[str, Any]
 ) -> Callable[[Image.Image], Tensor]:
-    """open_clip's validation transform, as the tag or the JSON file says; else as the architecture's tags agree."""
+    """open_clip's validation transform for the tag or JSON file; else that on which the architecture's tags agree."""
     import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 

@@ -1,7 +1,7 @@
 """The gate and the logits as pure functions (arXiv 2410.10114, eq. 9 to 11).
 
 Shape letters: b images, C classes, d feature width, g gating width, K non-local experts, h heads, e = g / h.
-All features are l2-normalized before they come here; nothing is normalized again.
+All features are l2-normalized by the caller; nothing is normalized again here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def average_pool(features: Tensor, gating_dim: int) -> Tensor:
 
 
 def attention_weights(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """Weight of each expert for each image, class and head; over the K + 1 experts they add up to one.
+    """Weight of each expert for each image, class and head; the weights sum to one over the K + 1 experts.
 
     softmax(scale * q . k), with the release's constant in place of 1 / sqrt(e).
 
@@ -42,7 +42,7 @@ def attention_weights(query: Tensor, key: Tensor, scale: float) -> Tensor:
 def products(query: Tensor, key: Tensor) -> Tensor:
     """q . k for each head, image, class and expert: [b, h, e] and [K + 1, C, h, e] -> [h, b, C, K + 1].
 
-    One matrix product for each head, its result with the experts side by side, as the softmax over them wants it.
+    One matrix product per head; experts are last in the result, which suits the softmax over them.
     """
     experts, classes = key.shape[:2]
     flat = key.permute(2, 3, 1, 0).flatten(2)  # [h, e, C (K + 1)]
@@ -84,7 +84,7 @@ def moe_logits(
         moe_features: T_MoE [b, C, g], from the gate.
         logit_scale: CLIP's factor, already exponentiated.
         lmbda: weight lambda of the local prompt's own logits.
-        pooling: what the gate pools with.
+        pooling: the gate's pooling.
 
     Returns:
         [b, C]

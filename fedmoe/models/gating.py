@@ -1,6 +1,6 @@
-"""The gates G (eq. 9 to 11): which expert to trust. Attention is the method's; a linear projection is its ablation.
+"""The gates G (eq. 9 to 11), which weight the experts. The method uses attention; a linear projection is its ablation.
 
-Shape letters: b images, C classes, d feature width, g gating width, K non-local experts, n <= K + 1 experts at hand,
+Shape letters: b images, C classes, d feature width, g gating width, K non-local experts, n <= K + 1 available experts,
 h heads, e = g / h.
 """
 
@@ -19,10 +19,10 @@ from fedmoe.models import functional
 
 
 class Gate(nn.Module, ABC):
-    """From an image to one mixture T_MoE of the experts' text features for each class.
+    """Maps an image to a mixture T_MoE of the experts' text features for each class.
 
-    Images and texts come in at CLIP's width d and are pooled to g here. Text features are those of the local expert
-    first, then of the others.
+    Images and texts have CLIP's width d and are pooled to g here. Text features are those of the local expert, followed
+    by those of the others.
 
     Args:
         feature_dim: CLIP's feature width d.
@@ -58,7 +58,7 @@ class Gate(nn.Module, ABC):
 
     @abstractmethod
     def attention(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """The experts' weights in ``forward`` [b, C, h, n], for analysis; over the experts they add up to one."""
+        """The experts' weights in ``forward`` [b, C, h, n], for analysis; they sum to one over the experts."""
 
     def pool(self, features: Tensor) -> Tensor:
         """[..., d] -> [..., g]"""
@@ -69,7 +69,7 @@ class AttentionGate(Gate):
     """Multi-head attention from an image to the experts' text features of each class.
 
     Query: the pooled image feature; keys and values: the pooled text features of the local expert and the K others.
-    There is no positional term, so the order and the number of the experts are free. Four linear maps with bias.
+    There is no positional term, so experts may come in any order and number. Four linear maps with bias.
 
     Args:
         feature_dim: CLIP's feature width d.
@@ -118,7 +118,7 @@ class AttentionGate(Gate):
         """pool(I) . T_MoE [b, C], equal to what ``forward`` gives, without building T_MoE [b, C, g].
 
         p . (W_o a + b_o) = (W_o^T p) . a + p . b_o moves the output map to the image's side, and a is a sum over
-        experts, so that only numbers per image, class, head and expert are formed.
+        experts, so only one number per image, class, head and expert has to be computed.
         """
         image, text = self.pool(image_features), self.pool(text_features)  # [b, g], [K + 1, C, g]
         weights = self._attention(image, text)  # [b, C, h, K + 1]
@@ -138,11 +138,11 @@ class LinearGate(Gate):
     """A linear projection of the image to one weight for each of a fixed number of experts (the ablation of table 7).
 
     w = softmax(W pool(I) + b) over K + 1 experts, T_MoE^(c) = sum_k w_k pool(T_k^(c)). The weights of an image are the
-    same for all classes, and T_MoE goes into eq. 10 as the attention gate's does. The paper says no more than "linear
-    projection" and the number of experts: this reading is ours.
+    same for all classes, and T_MoE is used in eq. 10 like that of the attention gate. The paper says only "linear
+    projection" and gives the number of experts; the rest is our interpretation.
 
-    W sees no expert, only its place, so the order matters: the local expert, then the others as they were assigned
-    (nearest first). Where fewer than K others are at hand, the last places are left out of the softmax.
+    W knows an expert only by its position, so the order matters: the local expert, then the others as assigned (nearest
+    first). If fewer than K others are available, the last positions are left out of the softmax.
 
     Args:
         feature_dim: CLIP's feature width d.

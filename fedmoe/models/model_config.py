@@ -22,7 +22,7 @@ def _three(value: Any, least: float) -> bool:
     return numbers and all(math.isfinite(v) and v > least for v in value)
 
 
-# What open_clip would take for its default, or run into when the first image comes.
+# Values that open_clip would replace by its defaults, or fail on with the first image.
 _PREPROCESSING: dict[str, tuple[Callable[[Any], bool], str]] = {
     "mode": (lambda value: value == "RGB", "RGB"),
     "mean": (lambda value: _three(value, -math.inf), "a list of three numbers"),
@@ -34,12 +34,12 @@ _PREPROCESSING: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def read_model_config(key: str, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The architecture that a JSON file describes, and what it says about preprocessing.
+    """The architecture that a JSON file describes, and its settings of preprocessing.
 
-    ``key`` is the setting that names the file. Whether a model can be built of it is open_clip's to say.
+    ``key`` is the setting that names the file. Whether a model can be built from it is left to open_clip.
 
     Raises:
-        UserError: the file cannot be read, is no such configuration, or would fetch a part from the network.
+        UserError: the file cannot be read, is not such a configuration, or would fetch a part from the network.
     """
     where = f"{key}: the file {path}"
     try:

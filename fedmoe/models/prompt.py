@@ -18,21 +18,21 @@ from fedmoe.models.text_pass import PromptLayout, text_pass
 
 
 class PromptLearner(nn.Module):
-    """The learned tensors of one client that make up its prompts, and their way through the frozen text encoder.
+    """The learned tensors that make up a client's prompts, and their encoding by the frozen text encoder.
 
-    At first this is one prompt of the name ``prompt``, [l, w] ([C, l, w] if class-specific); ``hold`` puts others in
-    its place. CLIP is not registered: it neither moves with this module nor appears in its state dict. Features are
-    computed on CLIP's device and returned on the prompt's.
+    Initially there is one prompt named ``prompt``, [l, w] ([C, l, w] if class-specific); ``hold`` replaces it. CLIP is
+    not registered: it neither moves with this module nor appears in its state dict. Features are computed on CLIP's
+    device and returned on the prompt's.
 
     Attributes:
-        start: the common start of a prompt.
+        start: the common initial value of a prompt.
         learned: the learned tensors by name.
 
     Args:
         clip: the frozen CLIP.
         class_names: C names; an underscore is read as a space.
-        cfg: length, start and place of the context, and the text pass.
-        generator: of the random start, on the CPU; None: torch's global one.
+        cfg: length, initial value and position of the context, and the text pass.
+        generator: for the random initial value, on the CPU; None: torch's global one.
 
     Raises:
         UserError: a class name that is empty, too long for the context window or unknown to the embedded CLIP.
@@ -66,7 +66,7 @@ class PromptLearner(nn.Module):
         self.hold({"prompt": start})
 
     def hold(self, tensors: Mapping[str, Tensor]) -> None:
-        """Learn these tensors, by name, in place of those learned so far."""
+        """Learn these tensors, by name, instead of the current ones."""
         self.learned = nn.ParameterDict()
         for name, tensor in tensors.items():  # one by one: given a dict, torch sorts it
             self.learned[name] = nn.Parameter(tensor.clone())
@@ -82,7 +82,7 @@ class PromptLearner(nn.Module):
         """L2-normalized text features, float32.
 
         Args:
-            prompt: one prompt of the shape of ``start``, or a batch of M of them; None: the learned one.
+            prompt: a prompt with the shape of ``start``, or a batch of M of them; None: the learned one.
 
         Returns:
             [C, d], or [M, C, d] for a batch.
@@ -128,10 +128,10 @@ def template_features(clip: FrozenCLIP, class_names: Sequence[str], template: st
 def prompt_layout(
     clip: FrozenCLIP, names: Sequence[str], length: int, position: str, class_specific: bool
 ) -> PromptLayout:
-    """Tokens of "X X ... X name." for each name, with the context vectors in the Xs' places.
+    """Tokens of "X X ... X name." for each name, with context vectors in place of the Xs.
 
-    In the middle, the name stands behind the first l // 2 vectors, in front of all at the front; what follows the
-    name (the full stop and EOT) stays last, as in CoOp's released code.
+    With position "middle", the name comes after the first l // 2 vectors, with "front" before all of them; what follows
+    the name (the full stop and EOT) stays last, as in CoOp's released code.
 
     Raises:
         UserError: a name that is empty, too long for the context window, or unknown to the embedded CLIP.
@@ -152,7 +152,7 @@ def prompt_layout(
     ahead = {"end": length, "middle": length // 2, "front": 0}[position]
     order, slots = [], []
     for name in names:
-        # Positions of "SOS X..X name . EOT" in their new order: the name behind the first vectors.
+        # Positions of "SOS X..X name . EOT" in their new order, with the name after the first vectors.
         first_name, behind = 1 + length, 1 + length + clip.count_tokens(name)
         places = torch.arange(window)
         learned = places[1:first_name]
@@ -167,12 +167,12 @@ def prompt_layout(
 
 
 def readable(name: str) -> str:
-    """A class name as it is put into a sentence: underscores are spaces."""
+    """A class name as used in a sentence: underscores become spaces."""
     return " ".join(name.replace("_", " ").split())
 
 
 def _initial_words(clip: FrozenCLIP, text: str) -> Tensor:
-    """The embeddings [l, w] of words, as many as they have tokens."""
+    """The embeddings [l, w] of the tokens of some words."""
     text = readable(text)
     length = clip.count_tokens(text)
     if not 1 <= length <= clip.text.context_length - 3:

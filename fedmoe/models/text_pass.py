@@ -1,15 +1,15 @@
 """From prompts to text features, three ways with equal results.
 
-CLIP's text encoder is causal and is read at the EOT, so a token behind the EOT changes nothing, and tokens that stand
-alike in front of every class name have the same keys and values for every class.
+CLIP's text encoder is causal and is read at the EOT, so tokens after the EOT change nothing, and tokens that are the
+same before every class name have the same keys and values for every class.
 
 - ``PlainPass`` runs open_clip's own modules: on all tokens (``full``, the oracle) or up to the last EOT (``cut``).
 - ``SharedPass`` (``shared``) runs each distinct token once: a trunk of tokens that all classes have in common, and a
-  branch for each class up to its EOT, which attends to the trunk and to itself. The tokens lie packed in one matrix
-  without padding. The first block's queries, keys and values of tokens that are not learned are constants; the last
-  block runs at the EOT only.
+  branch for each class up to its EOT, which attends to the trunk and to itself. The tokens are packed into one matrix
+  without padding. In the first block, queries, keys and values of tokens that are not learned are constants; the last
+  block runs only at the EOT.
 
-All are exact in value and in gradient; only the order of sums differs.
+All are exact in values and gradients; only the order of sums differs.
 
 Shape letters: M prompts at once, C classes, L positions, l context tokens, w token width, d feature width, h heads,
 e = w / h; N packed tokens, n learned ones, G groups of branches, Q queries and J keys of a group.
@@ -29,17 +29,17 @@ from fedmoe.models.text_tower import TextTower
 
 TextPass = Callable[[Tensor], Tensor]
 
-# Branches attend in groups of about this many tokens: in larger groups more pairs of different classes are computed
-# only to be masked, in smaller ones the trunk's keys are copied more often.
+# Branches attend in groups of about this many tokens: larger groups compute more pairs of different classes only to
+# mask them, smaller ones copy the trunk's keys more often.
 GROUP_TOKENS = 64
 
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """What stands where.
+    """What is at each position.
 
-    ``ids`` [C, L] are the token ids; ``slots`` [C, L] is j where the context vector j stands and -1 elsewhere;
-    ``eot`` [C] is the position each feature is read at.
+    ``ids`` [C, L] are the token ids; ``slots`` [C, L] is j at the position of context vector j and -1 elsewhere;
+    ``eot`` [C] is the position at which each feature is read.
     """
 
     ids: Tensor
@@ -49,7 +49,7 @@ class PromptLayout:
 
     @property
     def trunk(self) -> int:
-        """Number of first positions that are the same for every class: SOS, and context behind it if it is generic."""
+        """Number of leading positions that are the same for every class: SOS, and the context after it if generic."""
         if self.class_specific:
             return 1
         same = (self.slots[0] >= 0) & (self.slots == self.slots[:1]).all(dim=0)
@@ -68,7 +68,7 @@ class PlainPass:
     Args:
         tower: CLIP's text tower.
         layout: of the prompts.
-        cut: drop the positions behind the last EOT.
+        cut: drop the positions after the last EOT.
     """
 
     def __init__(self, tower: TextTower, layout: PromptLayout, cut: bool) -> None:
@@ -106,8 +106,8 @@ class SharedPass:
 
     Args:
         tower: CLIP's text tower.
-        layout: of the prompts. Generic contexts in front of the names are in the trunk whole, those in the middle by
-            half; otherwise the trunk is SOS.
+        layout: of the prompts. The trunk contains a generic context before the name entirely, and half of one around
+            the name; otherwise it is only SOS.
     """
 
     def __init__(self, tower: TextTower, layout: PromptLayout) -> None:
@@ -168,7 +168,7 @@ def _project_in(block: Any, x: Tensor, part: slice) -> Tensor:
 
 
 def _finish(block: Any, x: Tensor, mixed: Tensor, quick_gelu: bool) -> Tensor:
-    """The block behind its attention: output map, residual, MLP, residual; x and mixed [M, *, w]."""
+    """The rest of a block after its attention: output map, residual, MLP, residual; x and mixed [M, *, w]."""
     x = x + block.ls_1(block.attn.out_proj(mixed))
     if not quick_gelu:
         return x + block.ls_2(block.mlp(block.ln_2(x)))
@@ -186,8 +186,8 @@ class _Tree:
 
     Attributes, one entry for each packed token: ``owner`` its class (-1 in the trunk), ``position``, ``ids``,
     ``is_learned``. ``eot`` [C]: the packed index of each class's EOT. ``picked`` [n]: which context row each learned
-    token is; ``order`` [N]: where each packed token is among the learned and then the constant ones. Both are None
-    where they would change nothing.
+    token is; ``order`` [N]: where each packed token is among the learned and then the constant ones. Both are None if
+    they would change nothing.
     """
 
     def __init__(self, layout: PromptLayout) -> None:

@@ -79,9 +79,9 @@ class TextTower:
 
 
 def require_prompts(config: Mapping[str, Any], name: str) -> None:
-    """Raise ``UserError`` unless prompts can be learned for the text encoder of a model in open_clip's config form.
+    """Raise ``UserError`` unless prompts can be learned for the text encoder of a model in open_clip's config format.
 
-    They need a causal transformer over token vectors that is read at the EOT, which has the largest token id.
+    That takes a causal transformer over token vectors that is read at the EOT, which has the largest token id.
     """
     text = config["text_cfg"]
     other_blocks = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")

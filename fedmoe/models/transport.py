@@ -9,10 +9,11 @@ and Dykstra's (Benamou et al., SIAM J. Sci. Comput. 2015, section 5.1) where the
 one. FedOTP (arXiv 2403.00041) uses both. Only log r and log c are kept, and every sum is a log-sum-exp: nothing
 overflows or divides by zero, whatever eps is (exp(-D / eps) itself is 0 in float32 from D / eps = 104 on).
 
-A problem stops on its own, so its plan does not depend on which others it is solved with. The plan has no gradient.
+Each problem stops individually, so its plan does not depend on which others it is solved with. The plan has no
+gradient.
 
 Shape letters: M rows (an image's tokens), N columns (prompts), C problems side by side (classes), ... any number of
-problems. The problems lie in the last dimension, so that sums over rows and columns run along contiguous memory.
+problems. The problems are the last dimension, so that sums over rows and columns run along contiguous memory.
 """
 
 from __future__ import annotations

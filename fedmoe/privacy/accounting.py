@@ -2,16 +2,15 @@
 
 A mechanism is (epsilon, delta)-differentially private if for all adjacent data sets D, D' and all sets S of outputs
 P[M(D) in S] <= exp(epsilon) P[M(D') in S] + delta. The Gaussian mechanism adds N(0, sigma^2) to each coordinate of a
-vector whose l2 distance between adjacent data sets, its sensitivity, is at most Delta. All that matters is
-mu = Delta / sigma; the noise multiplier z is 1 / mu.
+vector whose l2 distance between adjacent data sets, its sensitivity, is at most Delta. Only mu = Delta / sigma matters;
+the noise multiplier z is 1 / mu.
 
 The delta of a given epsilon is exact here, and so are the noise and the epsilon found from it, by the analytic
 Gaussian mechanism (Balle and Wang, ICML 2018, arXiv 1805.06530, theorem 8). The classical rule
 z = sqrt(2 ln(1.25 / delta)) / epsilon is proven for epsilon <= 1 only.
 
-k Gaussian mechanisms with the noise multiplier z, each of which may depend on what the ones before gave out, are
-together as private as one with z / sqrt(k), no more and no less (Dong, Roth and Su, JRSS B 2022, arXiv 1905.02383,
-corollary 3.3).
+k Gaussian mechanisms with the noise multiplier z, each of which may depend on the outputs of the previous ones, are
+together exactly as private as one with z / sqrt(k) (Dong, Roth and Su, JRSS B 2022, arXiv 1905.02383, corollary 3.3).
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from collections.abc import Sequence
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
-_TOLERANCE = 1e-12  # relative, of the numbers that are solved for
+_TOLERANCE = 1e-12  # relative tolerance of root finding
 
 
 def gaussian_delta(epsilon: float, mu: float) -> float:
     """The smallest delta for which a Gaussian mechanism is (epsilon, delta)-differentially private.
 
-    Phi(mu / 2 - epsilon / mu) - exp(epsilon) Phi(-mu / 2 - epsilon / mu), by logarithms, so that no epsilon overflows.
+    Phi(mu / 2 - epsilon / mu) - exp(epsilon) Phi(-mu / 2 - epsilon / mu), in logarithms, so that no epsilon overflows.
 
     Args:
         epsilon: at least 0.
@@ -44,7 +43,7 @@ def noise_multiplier(epsilon: float, delta: float) -> float:
     """The smallest standard deviation, in units of the sensitivity, that gives (epsilon, delta).
 
     Args:
-        epsilon: above 0; infinite asks for no privacy and gives 0.
+        epsilon: above 0; infinity means no privacy and gives 0.
         delta: in (0, 1).
     """
     if math.isinf(epsilon):
@@ -62,7 +61,7 @@ def total_epsilon(multiplier: float, releases: int, delta: float) -> float:
     """The smallest epsilon at ``delta`` of that many Gaussian mechanisms together.
 
     Args:
-        multiplier: noise multiplier z of each; 0 is no noise.
+        multiplier: noise multiplier z of each; 0 means no noise.
         releases: their number k.
         delta: in (0, 1).
     """
@@ -79,7 +78,7 @@ def total_epsilon(multiplier: float, releases: int, delta: float) -> float:
 
 
 def opacus_epsilon(multiplier: float, releases: int, delta: float) -> float | None:
-    """The same total by the Renyi accountant of Opacus, an upper bound; None where Opacus is not installed.
+    """An upper bound on the same total by the Renyi accountant of Opacus; None if Opacus is not installed.
 
     Sampling rate 1: no amplification by subsampling is claimed.
     """
@@ -100,12 +99,12 @@ def opacus_epsilon(multiplier: float, releases: int, delta: float) -> float | No
 
 
 def sgd_sensitivity(rates: Sequence[float], momentum: float, weight_decay: float, clip: float) -> float:
-    """Largest l2 distance between the results of two runs of SGD from one start, each gradient at most ``clip`` long.
+    """Largest l2 distance between the results of two SGD runs from the same start with gradients of norm <= ``clip``.
 
     torch's SGD: v_s = m v_{s-1} + g_s + lambda p_{s-1}, p_s = p_{s-1} - eta_s v_s. The result is linear in the start
     and in the gradients, p_S = A p_0 - sum_s a_s g_s, and two gradients differ by at most 2 clip, so the distance is
-    at most 2 clip sum_s |a_s|, and reaches that where all gradients lie on one line and the runs' differ in sign. The
-    a_s are found from the last step backwards.
+    at most 2 clip sum_s |a_s|. It reaches that value if all gradients are collinear and have opposite signs in the two
+    runs. The a_s are computed backwards from the last step.
 
     Args:
         rates: the learning rate eta_s of each step.

@@ -1,4 +1,4 @@
-"""Gradients of local training under differential privacy; what they protect is said in federation/privacy.py.
+"""Gradients of local training under differential privacy; ``privacy/mechanism.py`` states what they protect.
 
 Shape letters: b images, C classes, d feature width.
 """
@@ -17,8 +17,8 @@ class ClippedShared:
     """The gradient of the shared parameters, clipped to an l2 norm; personal parameters keep theirs.
 
     Attributes:
-        rates: the learning rate of the shared parameters in each step so far, which the sensitivity of the result
-            follows from.
+        rates: the learning rate of the shared parameters in each step so far; the sensitivity of the result follows
+            from them.
     """
 
     def __init__(self, clip: float) -> None:
@@ -34,12 +34,12 @@ class ClippedShared:
 class NoisySum:
     """DP-SGD (Abadi et al., CCS 2016, arXiv 1607.00133): the sum of clipped per-example gradients plus noise, over b.
 
-    Clipping is joint over all trained parameters, and all get noise of one standard deviation. A parameter that no
-    example has a gradient of is left alone.
+    Clipping is joint over all trained parameters, and all get noise of the same standard deviation. A parameter for
+    which no example has a gradient is left alone.
 
     Args:
         clip: l2 bound of an example's gradient.
-        noise: standard deviation of each coordinate of the sum's noise.
+        noise: standard deviation of the noise in each coordinate of the sum.
         generator: of the noise, on the CPU.
     """
 
@@ -60,12 +60,13 @@ class NoisySum:
 def per_example_gradients(client: ClientModule, image_features: Tensor, labels: Tensor) -> dict[nn.Parameter, Tensor]:
     """The gradient [b, *shape] of each example's own loss, for every trained parameter that the loss depends on.
 
-    The text features of the client's prompt are computed once. Each example's loss is differentiated by them (and by
-    the parameters directly: a gate, a proximal term), and what it says about the text features [C, d] is then pulled
-    back through the text tower to the prompt, a vector-Jacobian product for each example.
+    The text features of the client's prompt are computed once. Each example's loss is differentiated with respect to
+    them (and to the parameters on which it depends directly, as with a gate or a proximal term); the gradient of the
+    text features [C, d] is then pulled back through the text tower to the prompt, by a vector-Jacobian product for each
+    example.
 
     Args:
-        image_features: [b, d], or of the kind the method works with.
+        image_features: [b, d], or of the kind that the method uses.
         labels: [b].
     """
     parameters = [parameter for parameter in client.parameters() if parameter.requires_grad]
@@ -91,7 +92,7 @@ def per_example_gradients(client: ClientModule, image_features: Tensor, labels: 
 
 
 def _stack(gradients: tuple[Tensor | None, ...]) -> Tensor | None:
-    """One gradient below the other, zeros where an example has none; None where no example has one."""
+    """The gradients stacked, with zeros for an example that has none; None if no example has one."""
     known = next((gradient for gradient in gradients if gradient is not None), None)
     if known is None:
         return None
@@ -99,7 +100,7 @@ def _stack(gradients: tuple[Tensor | None, ...]) -> Tensor | None:
 
 
 class WithheldData:
-    """In place of a client's data during DP-SGD, where an example's loss may depend on no other example."""
+    """Replaces a client's data during DP-SGD, when an example's loss must not depend on any other example."""
 
     def __getattr__(self, name: str) -> None:
         raise UserError(

@@ -1,45 +1,46 @@
-"""Differential privacy of what clients send, for one client at a time and against everybody else, server included.
+"""Differential privacy of what clients send, for each client and against everybody else, including the server.
 
 Mechanism ``upload`` (table 6 of the paper). In each local step the gradient of what is uploaded (the method's shared
 parameters: the prompt) is clipped to the l2 norm C, and N(0, sigma^2) is added to each coordinate of the upload. The
-client predicts with its own prompt without the noise; its gate is trained as ever and stays.
+client predicts with its own prompt without the noise; its gate is trained as usual and stays on the client.
 
     Guarantee: given all that the client was sent before, each upload is (epsilon, delta)-differentially private for
-    replacing the client's WHOLE data set by any other of the same size; one example's replacement is a case of it.
+    replacing the client's WHOLE data set by any other of the same size, which includes replacing a single example.
 
     Why: local training starts from the shared parameters that the server sent. SGD with momentum and coupled weight
     decay is linear in the start and in the clipped gradients, so two runs on any two data sets differ by at most
     Delta = 2 C sum_s |a_s| (``sgd_sensitivity``), and sigma = z Delta. What the client keeps (the gate, prompt vectors
-    that stay) may depend on its data in any way: it acts on the upload through clipped gradients only.
+    that stay) may depend on its data in any way: it affects the upload only through clipped gradients.
 
-    k uploads of a client compose: the run reports their total epsilon at the same delta. epsilon is per upload.
+    epsilon is per upload. k uploads of a client compose: the run reports their total epsilon at the same delta.
 
-    Methods for which this is not so are refused: those that upload something else beside the prompt, whose local
+    Methods for which this does not hold are refused: those that upload anything besides the prompt, whose local
     training does not start from what the server sent, or whose optimizer is not SGD.
 
 Mechanism ``dpsgd``. In each local step each example's gradient is clipped to C, jointly over all trained parameters,
-and N(0, (2 C z)^2) is added to each coordinate of the sum. The gate must be clipped and noised with the prompt: a gate
-without noise would carry one example's influence into the other examples' gradients of the prompt.
+and N(0, (2 C z)^2) is added to each coordinate of the sum. The gate must be clipped and noised together with the
+prompt: a gate without noise would carry one example's influence into the other examples' gradients of the prompt.
 
-    Guarantee: all that a client uploads during the whole run is (epsilon, delta)-differentially private for replacing
-    ONE example by any other.
+    Guarantee: everything that a client uploads during the whole run is together (epsilon, delta)-differentially private
+    for replacing ONE example by any other.
 
     Why: an epoch's batches are disjoint, so an example is in one step of each epoch, whose sum it changes by at most
-    2 C; given what came before, the other steps do not depend on it. So an epoch is one Gaussian mechanism, and k
+    2 C; given the previous steps, the other steps do not depend on it. So an epoch is one Gaussian mechanism, and k
     epochs are k of them. No amplification by sampling is claimed: batches are a shuffled pass, not Poisson samples.
-    z is set such that the client that takes part in the most rounds (cohorts follow from the seed) keeps to the budget;
-    the others spend less.
+    z is set so that the client that takes part in the most rounds (cohorts follow from the seed) stays within the
+    budget; the others spend less.
 
-    Methods whose loss looks at all of the client's data at once, or that upload something that is no trained
-    parameter, are refused.
+    Methods whose loss uses all of the client's data at once, or that upload anything that is not a trained parameter,
+    are refused.
 
-Public under both, not protected: the number n_i of a client's examples (it is the upload's weight, and sets the
-number of steps), batch size, epochs, learning rates; that a client takes part, fails, or how long it takes. Rounding is
-not part of the analysis. A client's own predictions, and fine-tuning for them, are made where its data are.
+Public and not protected under either mechanism: the number n_i of a client's examples (it is the upload's weight, and
+determines the number of steps), batch size, epochs, learning rates; whether a client takes part or fails, and how long
+it takes. Rounding is not part of the analysis. A client's own predictions, and fine-tuning for them, are made where its
+data are.
 
-In a simulation, the noise derives from (seed, "privacy", round, client), so that a run can be repeated: whoever knows
-the seed can take the noise off. A deployment must draw it from a secret source. The accuracies, losses, a method's own
-metrics and the client states in the run folder are the experimenter's and are not protected.
+In a simulation, the noise derives from (seed, "privacy", round, client), so that a run can be repeated: anyone who
+knows the seed can remove the noise. A deployment must draw it from a secret source. The accuracies, losses, a method's
+own metrics and the client states in the run folder belong to the experimenter and are not protected.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ from fedmoe.server.sampling import sample_cohort
 
 
 class Privacy(Protection):
-    """No protection (mechanism ``none``), and the base of the others. Works on the client (``begin``, ``check`` and
-    ``protect``); keeps the account on the server (``record`` and ``summary``).
+    """No protection (mechanism ``none``), and the base class of the others. ``begin``, ``check`` and ``protect`` work
+    on the client; ``record`` and ``summary`` keep account of the budget on the server.
 
     Args:
         config: the settings; None: their defaults, no protection.
@@ -90,25 +91,25 @@ class Privacy(Protection):
         self.clip = math.inf if config.clip is None else config.clip
 
     def fits(self, method: Method, optim: OptimConfig) -> None:
-        """Refuse what the guarantee does not hold for, as far as settings show it.
+        """Refuse methods and optimizers for which the guarantee does not hold, as far as the settings show.
 
         Raises:
             UserError: the method or the optimizer does not fit the mechanism.
         """
 
     def releases(self, participations: int) -> int:
-        """The number of Gaussian mechanisms that a client has used after that many rounds."""
+        """The number of Gaussian mechanisms that a client has used after training in that many rounds."""
         return 0
 
     def record(self, most_rounds: int, noise_stds: Sequence[float]) -> dict[str, float | None] | None:
-        """A round's entry in its record: what the client with the most rounds has spent so far, and the noise."""
+        """The entry in a round's record: what the client with the most rounds has spent so far, and the noise."""
         if not self.active:
             return None
         spent = total_epsilon(self.multiplier, self.releases(most_rounds), self.config.delta)
         return {"epsilon": _finite(spent), "noise_std": max(noise_stds, default=0.0)}
 
     def summary(self, most_rounds: int) -> dict[str, Any] | None:
-        """The entry of summary.json, with a sentence for people; an epsilon that is infinite is null."""
+        """The entry in summary.json, including a readable sentence; an infinite epsilon is null."""
         if not self.active:
             return None
         config, releases = self.config, self.releases(most_rounds)
@@ -186,7 +187,7 @@ class UploadNoise(Privacy):
 
 
 class DPSGD(Privacy):
-    """Mechanism ``dpsgd``: clipped gradients of examples, and noise in each step."""
+    """Mechanism ``dpsgd``: clipped per-example gradients, and noise in each step."""
 
     active = True
 
@@ -247,7 +248,7 @@ def build_privacy(config: PrivacyConfig | None, federation: FederationConfig, se
 
 
 def participations(federation: FederationConfig, seed: int) -> Counter[int]:
-    """Client -> in how many of the run's rounds it is in the cohort."""
+    """For each client, the number of rounds of the run in which it is in the cohort."""
     cohorts = (
         sample_cohort(federation.participants, federation.participation, seed, number)
         for number in range(1, federation.rounds + 1)
@@ -257,7 +258,7 @@ def participations(federation: FederationConfig, seed: int) -> Counter[int]:
 
 def _in_words(summary: Mapping[str, Any]) -> str:
     if not summary["releases"]:
-        return f"privacy ({summary['mechanism']}): nothing was sent that needs it"
+        return f"privacy ({summary['mechanism']}): nothing was sent that needs protection"
 
     def number(epsilon: float | None) -> str:
         return "∞" if epsilon is None else f"{epsilon:.4g}"

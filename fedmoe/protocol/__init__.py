@@ -1,6 +1,7 @@
-"""What server and client agree on. Read this room first.
+"""What server and client agree on. Start reading here.
 
-``parameters``: what a method learns, each part with its scope. ``records``: all that crosses the line between server
-and client, and what each side keeps. ``method``: the base of every method. ``client``: what a method sees of the client
-it runs on. Nothing here imports torch, so that ``--help`` and mistakes are answered at once.
+``parameters``: what a method learns, each part with its scope. ``records``: everything that crosses the line between
+server and client, and what each side keeps. ``wire``: these records as bytes. ``method``: the base class of methods.
+``client``: what a method sees of the client it runs on. Importing this needs no torch, so that ``--help`` and error
+messages are fast.
 """

@@ -1,4 +1,4 @@
-"""What a method sees of the client it runs on. ``fedmoe.client.module.ClientModule`` is the one that is shipped.
+"""What a method sees of the client it runs on. The implementation is ``fedmoe.client.module.ClientModule``.
 
 Shape letters: b images, C classes, l context tokens, w token width, d feature width, K experts, M prompts at once.
 """
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 class Client(Protocol):
-    """A client, at work or being evaluated.
+    """A client, during training or evaluation.
 
     Attributes:
         client_id: its number; -1 outside a federation.
         declared: the method's parameters.
-        prompts: the learned tensors by name, ``client.prompts["prompt"]`` [l, w], and their way through the text
-            encoder.
-        gate: the gate, where the method declares a module of that name; other modules are attributes by their names.
+        prompts: the learned tensors by name, such as ``client.prompts["prompt"]`` [l, w]; also encodes prompts as text
+            features.
+        gate: the gate, if the method declares a module of that name. Other modules are attributes by their names, too.
         logit_scale: exp of CLIP's logit scale, 1 / tau.
         constants: the method's ``constants``.
         received: the shared parameters as the server sent them.
-        experts: the experts' parameters as they came down, [K, l, w].
+        experts: the experts' parameters as the server sent them, [K, l, w].
         expert_text: the experts' text features [K, C, d], l2-normalized; None without experts.
         extras: whatever else the server sent.
-        data: the client's own data; None where a module is used outside a federation.
+        data: the client's own data; None if the module is used outside a federation.
     """
 
     client_id: int
@@ -48,7 +48,7 @@ class Client(Protocol):
 
     def text_features(self, prompts: Tensor | None = None) -> Tensor:
         """L2-normalized text features: [C, d] of a prompt [l, w], by default the one the client classifies with
-        (``Method.prompt``); [M, C, d] of M prompts [M, l, w]. With gradient while training, cached otherwise."""
+        (``Method.prompt``); [M, C, d] of M prompts [M, l, w]. With gradient during training, cached otherwise."""
 
     def export(self) -> dict[str, Tensor]:
         """Copies of all parameters on the CPU, by name."""

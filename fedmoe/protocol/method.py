@@ -1,10 +1,9 @@
-"""The base of every method: what is learned, what goes down, what comes up, what predicts.
+"""The base class of methods: what is learned, what is sent down, what is sent up, what predicts.
 
 A new method is one file with a subclass of ``Method`` that overrides what differs from FedAvg of prompts (PromptFL).
 Most methods are a declaration (``parameters``), a ``loss`` and ``logits``. A method has settings (its constructor's
-arguments) and no state: what lasts between rounds lives in ``ServerState`` and ``ClientState``. Hooks of the server
-never see a client's state, hooks of the client never the server's: all that passes between them is a ``Downlink`` and
-an ``Update``.
+arguments) but no state: what lasts between rounds is kept in ``ServerState`` and ``ClientState``. Server hooks never
+see a client's state, and client hooks never see the server's; only a ``Downlink`` and an ``Update`` pass between them.
 
 Shape letters: b images, C classes, l context tokens, w token width, d feature width, K experts.
 """
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Method:
-    """Base of all methods. Override what differs from FedAvg of prompts."""
+    """Base class of all methods. Override what differs from FedAvg of prompts."""
 
     label: ClassVar[str] = "method"  # the name in tables and plots
     fine_tune_epochs: int = 0  # passes over the client's training data before each of its evaluations; nothing is kept
@@ -39,24 +38,28 @@ class Method:
     # Before the first round
 
     def check(self, federation: FederationConfig, feature_dim: int) -> None:
-        """Raise ``UserError`` where the settings do not fit the federation or CLIP's feature width."""
+        """Check the settings against the federation and CLIP's feature width.
+
+        Raises:
+            UserError: they do not fit.
+        """
 
     def schedule(self, federation: FederationConfig) -> FederationConfig:
-        """The rounds, participation and epochs this method runs with, given those of the configuration."""
+        """The rounds, participation and epochs that this method runs with, given those of the configuration."""
         return federation
 
     def encoder(self, clip: FrozenCLIP) -> Encoder:
-        """The kind of image features that the method works with, instead of CLIP's pooled ones [b, d]."""
+        """What computes the image features that the method works with; here CLIP's pooled features [b, d]."""
         from fedmoe.features.encoders import clip_encoder
 
         return clip_encoder(clip)
 
     def constants(self, clip: FrozenCLIP, class_names: Sequence[str], template: str) -> Mapping[str, Tensor]:
-        """Fixed tensors every client can compute from CLIP and the class names, available as ``client.constants``."""
+        """Fixed tensors that every client can compute from CLIP and the class names; found in ``client.constants``."""
         return {}
 
     def parameters(self, model: ModelSpec) -> Sequence[Parameter]:
-        """What is learned, and who holds it. Here: one prompt [l, w], which all share."""
+        """What is learned, and who holds it; here one shared prompt [l, w]."""
         return [Parameter("prompt", Scope.SHARED, fixed(model.prompt))]
 
     # On the server
@@ -66,32 +69,32 @@ class Method:
         return sample_cohort(federation.participants, federation.participation, seed, round)
 
     def configure(self, server: ServerState, client_id: int, context: RoundContext) -> Downlink:
-        """What a client of the cohort downloads in order to train: here all shared parameters."""
+        """What a client of the cohort downloads in order to train; here all shared parameters."""
         return Downlink(dict(server.shared))
 
     def admit(self, server: ServerState, update: Update) -> None:
-        """Take one client's upload, also that of a late client that joins by itself: the pools' entries of the client
-        are overwritten."""
+        """Accept one client's upload, also that of a late client that joins by itself: it replaces the client's entries
+        in the pools."""
         for name, entries in server.pool.items():
             if name in update.parameters:
                 entries[update.client_id] = update.parameters[name]
 
     def aggregate(self, server: ServerState, updates: Sequence[Update], context: RoundContext) -> None:
-        """Take the cohort's uploads, which were admitted before: each shared parameter becomes the mean of those that
-        came, weighted by n_i (eq. 6, 7). ``server.extras`` is for whatever else a method wants to last on the server:
-        named tensors, which checkpoints keep."""
+        """Aggregate the cohort's uploads, which have been admitted: each shared parameter becomes the mean of those
+        received, weighted by n_i (eq. 6, 7). A method can keep further named tensors on the server in
+        ``server.extras``; checkpoints include them."""
         weights = [update.num_examples for update in updates]
         server.shared.update(weighted_means([update.parameters for update in updates], weights))
 
     def deploy(self, server: ServerState, client_id: int, context: RoundContext) -> Downlink:
-        """What a client downloads in order to be evaluated: the shared parameters, but for those of which it predicts
-        with its own last values."""
+        """What a client downloads in order to be evaluated; here the shared parameters, except those for which it
+        predicts with its own last values."""
         return Downlink({name: tensor for name, tensor in server.shared.items() if not server.holds(client_id, name)})
 
     # On the client
 
     def start(self, state: ClientState, downlink: Downlink) -> Loadout:
-        """What local training starts from: the server's values, and the client's own where it sent none."""
+        """What local training starts from: the values the server sent, and the client's own for all others."""
         return Loadout(
             {**state.parameters, **downlink.parameters},
             downlink.experts or state.experts,
@@ -100,11 +103,11 @@ class Method:
         )
 
     def inference(self, state: ClientState, downlink: Downlink) -> Loadout:
-        """What a client predicts with, after the download of ``deploy``."""
+        """What a client predicts with, given the download from ``deploy``."""
         return self.start(state, downlink)
 
     def prompt(self, client: Client) -> Tensor:
-        """The prompt [l, w] that the client classifies with, made of what it has learned."""
+        """The prompt [l, w] that the client classifies with, built from the learned tensors."""
         return client.prompts["prompt"]
 
     def loss(self, client: Client, image_features: Tensor, labels: Tensor) -> Tensor:
@@ -120,7 +123,7 @@ class Method:
         return local_logits(image_features, client.text_features(), client.logit_scale)
 
     def optimizer(self, groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.Optimizer:
-        """The optimizer of a local fit. Each group holds ``params`` and their learning rate ``lr``."""
+        """The optimizer of a local fit. Each group has ``params`` and their learning rate ``lr``."""
         import torch
 
         if optim.optimizer == "adam":
@@ -128,14 +131,14 @@ class Method:
         return torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum, weight_decay=optim.weight_decay)
 
     def metrics(self, client: Client) -> Mapping[str, float]:
-        """A method's own numbers of a client that has just trained. Their mean over the cohort, weighted by n_i, goes
-        to rounds.jsonl, rounds.csv and W&B as ``method/<name>``."""
+        """The method's own metrics of a client that has just trained. Their mean over the cohort, weighted by n_i, is
+        recorded in rounds.jsonl, and in rounds.csv and W&B as ``method/<name>``."""
         return {}
 
     def finish(
         self, client: Client, state: ClientState, downlink: Downlink, num_examples: int
     ) -> tuple[Update, ClientState]:
-        """What a client uploads after training, and what it keeps. Both follow from the declaration."""
+        """What a client uploads after training, and what it keeps; here both follow from the declaration."""
         trained = client.export()
         shared = [part.name for part in client.declared if part.scope is Scope.SHARED]
         kept = [part.name for part in client.declared if part.scope is Scope.PERSONAL or part.keep]
@@ -145,6 +148,6 @@ class Method:
         return update, ClientState(select(trained, kept), experts, state.rounds_seen + 1)
 
     def analyse(self, client: Client, image_features: Tensor) -> Mapping[str, Tensor]:
-        """Quantities of an evaluation, averaged over the images [b, d]. ``attention`` [K + 1] is the local expert's
-        mean weight and then each other expert's; numbers (0-dimensional) go where ``metrics`` go."""
+        """Quantities of an evaluation, averaged over the images [b, d]. ``attention`` [K + 1] holds the mean weight of
+        the local expert, followed by those of the others; 0-dimensional tensors are recorded as ``metrics`` are."""
         return {}

@@ -1,4 +1,4 @@
-"""What a method learns, declared once: sending, averaging, keeping, byte counts and checkpoints follow from it.
+"""What a method learns, declared once; sending, averaging, keeping, byte counts and checkpoints follow from it.
 
 Shape letters: l context tokens, w token width, d feature width.
 """
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class Scope(StrEnum):
     """Who holds a parameter."""
 
-    SHARED = "shared"  # comes down, is trained, goes up, and is averaged over the cohort
-    PERSONAL = "personal"  # is trained on the client and never leaves it
-    EXPERT = "expert"  # other clients' values of a shared parameter, which come down and stay as they are
+    SHARED = "shared"  # sent down, trained, sent up, and averaged over the cohort
+    PERSONAL = "personal"  # trained on the client; never leaves it
+    EXPERT = "expert"  # other clients' values of a shared parameter; sent down, not trained
 
 
 Start = Callable[["torch.Generator"], "Tensor | nn.Module"]
@@ -28,10 +28,10 @@ Start = Callable[["torch.Generator"], "Tensor | nn.Module"]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What the shape and the start of a parameter may depend on.
+    """What the shape and the initial value of a parameter may depend on.
 
     Attributes:
-        prompt: the common random (or worded) start of a prompt, [l, w]; [C, l, w] if class-specific.
+        prompt: the common initial value of prompts, random or from words: [l, w]; [C, l, w] if class-specific.
         feature_dim: width d of CLIP's features.
     """
 
@@ -43,16 +43,16 @@ class ModelSpec:
 class Parameter:
     """A named part of what a method learns: a tensor, or a module such as a gate.
 
-    A tensor goes by the part's name, a module's tensors by ``<part>.<their own name>``.
+    A tensor is called by the part's name, a module's tensors ``<part>.<name in the module>``.
 
     Attributes:
-        name: an identifier; the client's module holds tensors in ``prompts`` and a module under this name.
+        name: an identifier. The client's module holds tensors in ``prompts``, and modules as attributes of that name.
         scope: who holds it.
-        start: makes the first value. The generator of a shared part derives from (run seed, name), so that all clients
-            start alike; that of personal parts from (run seed, client). None for experts, which have no start.
+        start: makes the initial value. The generator of a shared part derives from (run seed, name), so that all
+            clients start equal; that of personal parts derives from (run seed, client). None for experts.
         rate: its learning rate, by its name in the settings ``optim``.
-        keep: the client also keeps its own last value of a shared part (or its last experts). When it is evaluated it
-            predicts with that one, and downloads the server's only until it has trained one.
+        keep: the client also keeps its own last value of a shared part (or its last experts). It is evaluated with that
+            value, and downloads the server's only until it has trained for the first time.
         pool: the server also keeps every client's last upload of it.
     """
 
@@ -76,19 +76,19 @@ def select(tensors: Mapping[str, Tensor], parts: Iterable[str]) -> dict[str, Ten
 
 
 def named_tensors(name: str, value: Tensor | nn.Module) -> dict[str, Tensor]:
-    """The tensors of a part under the names by which they are sent and kept; no copies."""
+    """The tensors of a part, by the names under which they are sent and kept; no copies."""
     if callable(getattr(value, "state_dict", None)):
         return {f"{name}.{inner}": tensor for inner, tensor in value.state_dict().items()}  # type: ignore[union-attr]
     return {name: value}  # type: ignore[dict-item]
 
 
 def fixed(value: Tensor) -> Start:
-    """A start that is the same for everybody."""
+    """An initial value that is the same for all clients."""
     return lambda generator: value.clone()
 
 
 def normal(shape: Iterable[int], std: float) -> Start:
-    """A random start from N(0, std^2)."""
+    """A random initial value from N(0, std^2)."""
 
     def draw(generator: torch.Generator) -> Tensor:
         import torch

@@ -1,8 +1,8 @@
-"""What crosses the line between server and client, and what a client keeps on its side of it.
+"""What crosses the line between server and client, and what a client keeps on its side.
 
-Everything that crosses is named tensors and plain numbers, so that it can cross a process or a machine
-(``protocol.wire`` writes it as bytes). Tensors in a record are never written to in place: whoever changes a parameter
-makes a new tensor, so that records can be shared without copies.
+Only named tensors and plain numbers cross, so that server and client can be in different processes or on different
+machines (``protocol.wire`` writes records as bytes). Tensors in a record are never written to in place: to change a
+parameter, make a new tensor. So records can be shared without copies.
 
 Shape letters: l context tokens, w token width, K experts, b images.
 """
@@ -20,14 +20,13 @@ Tensors = Mapping[str, "Tensor"]
 
 
 def nbytes(*groups: Tensors) -> int:
-    """Bytes of the tensors' elements, as they would be sent."""
+    """Number of bytes of the tensors' elements, as they would be sent."""
     return sum(tensor.numel() * tensor.element_size() for tensors in groups for tensor in tensors.values())
 
 
 @dataclass(frozen=True)
 class RoundContext:
-    """Where the federation is: the round (from 1), its cohort in ascending order, and the run's seed. The cohort stays
-    on the server."""
+    """The current round (from 1), its cohort in ascending order, and the run's seed. Not sent to clients."""
 
     round: int
     cohort: tuple[int, ...]
@@ -41,7 +40,7 @@ class Downlink:
     parameters: Tensors = field(default_factory=dict)  # current values of shared parameters
     experts: Tensors = field(default_factory=dict)  # K other clients' values of shared parameters, stacked: [K, l, w]
     extras: Tensors = field(default_factory=dict)  # whatever else a method sends
-    expert_ids: tuple[int, ...] = ()  # whose values the experts are; stays on the server
+    expert_ids: tuple[int, ...] = ()  # whose values the experts are; not sent
 
     @property
     def nbytes(self) -> int:
@@ -55,7 +54,7 @@ class Update:
     client_id: int
     parameters: Tensors  # trained values of shared parameters
     num_examples: int  # the weight n_i in the mean (eq. 7)
-    metrics: Mapping[str, float] = field(default_factory=dict)  # a method's own; averaged with the weights n_i
+    metrics: Mapping[str, float] = field(default_factory=dict)  # the method's own; averaged with the weights n_i
 
     @property
     def nbytes(self) -> int:
@@ -64,11 +63,11 @@ class Update:
 
 @dataclass(frozen=True)
 class ClientState:
-    """What a client keeps for itself between its rounds; never sent."""
+    """What a client keeps to itself between its rounds; never sent."""
 
-    parameters: Tensors = field(default_factory=dict)  # personal ones, and own last values of shared ones
-    experts: Tensors = field(default_factory=dict)  # of its last participation, where the method keeps them
-    rounds_seen: int = 0  # rounds that it has trained in
+    parameters: Tensors = field(default_factory=dict)  # personal ones, and its own last values of shared ones
+    experts: Tensors = field(default_factory=dict)  # of its last participation, if the method keeps them
+    rounds_seen: int = 0  # number of rounds it has trained in
 
     @property
     def took_part(self) -> bool:
@@ -77,9 +76,9 @@ class ClientState:
 
 @dataclass(frozen=True)
 class Loadout:
-    """Everything that makes the module one client, for one fit or one evaluation."""
+    """Everything that turns the module into a client, for one fit or one evaluation."""
 
-    parameters: Tensors = field(default_factory=dict)  # those that are missing begin at their start
+    parameters: Tensors = field(default_factory=dict)  # missing ones take their initial values
     experts: Tensors = field(default_factory=dict)
     received: Tensors = field(default_factory=dict)  # the shared parameters as the server sent them
     extras: Tensors = field(default_factory=dict)
@@ -96,8 +95,8 @@ class About:
 
 @dataclass(frozen=True)
 class TrainJob:
-    """The server's order to train. ``version`` is the round whose state counts on the client, 0 for none: so a lost
-    answer or a checkpoint that is older than the client does no harm. Another ``attempt`` draws other batches."""
+    """The server's order to train. ``version`` names the round whose state the client is to use, 0 for none, so that a
+    lost answer or a checkpoint older than the client does no harm. Each ``attempt`` draws different batches."""
 
     client_id: int
     round: int
@@ -108,27 +107,27 @@ class TrainJob:
 
 @dataclass(frozen=True)
 class Trained:
-    """What comes back from local training. The client has kept its new state as that of the job's round."""
+    """The answer to a ``TrainJob``. The client has stored its new state under the job's round."""
 
     update: Update
     loss: float  # mean over the steps
-    seconds: float  # that the client worked
-    noise_std: float = 0.0  # standard deviation of the noise that privacy asked for
+    seconds: float  # time that the client took
+    noise_std: float = 0.0  # standard deviation of the noise added for privacy
 
 
 @dataclass(frozen=True)
 class Failed:
-    """What comes back where local training came to nothing."""
+    """The answer to a ``TrainJob`` if local training failed."""
 
     reason: str
     traceback: str
     seconds: float = 0.0
-    error: Exception | None = None  # in the client's own process only
+    error: Exception | None = None  # only if the client is in the same process; not sent
 
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """The server's order to evaluate, on the client's own test split."""
+    """The server's order to evaluate on the client's own test split."""
 
     client_id: int
     round: int
@@ -138,7 +137,7 @@ class ScoreJob:
 
 @dataclass(frozen=True)
 class Scored:
-    """A client's evaluation of itself: counts and sums, no label and no logit."""
+    """A client's evaluation on its own test split: counts and sums, no labels and no logits."""
 
     client_id: int
     correct: int

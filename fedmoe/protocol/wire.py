@@ -1,8 +1,8 @@
 """Records as bytes: what a server and a client on two machines would send each other.
 
-A message is the safetensors format: the tensors by their place in the record (``downlink/parameters/prompt``), and the
-rest as JSON in the file's metadata. Reading one executes nothing. What is marked as staying on a side is not written:
-whose prompts the experts are, and an exception object.
+A message is in the safetensors format: tensors by their path in the record (``downlink/parameters/prompt``), everything
+else as JSON in the metadata. Reading a message executes nothing. What must stay on its side is not written: whose
+prompts the experts are, and an exception object.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def from_bytes(kind: type[Record], message: bytes) -> Record:
     """The record that a message holds.
 
     Raises:
-        ValueError: the message is no record of this kind.
+        ValueError: the message is not a record of this kind.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load

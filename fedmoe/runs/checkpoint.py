@@ -1,10 +1,10 @@
-"""Checkpoints on disk: named tensors and plain numbers, one checkpoint a round.
+"""Checkpoints on disk: named tensors and plain numbers, one checkpoint per round.
 
 A checkpoint of round t is two files, each written to a temporary file, synced and renamed: ``round-t.safetensors``
-with the tensors that changed in round t, and then the manifest ``round-t.json``, which says for every tensor of the
-state in which file it lies and carries the files' checksums. A round without its manifest does not exist. So a round
-costs the disk what its cohort changed, not what all clients hold. The last two rounds are kept; where the newest is
-damaged, the one before is used, with a warning.
+with the tensors that changed in round t, and then the manifest ``round-t.json``, which names the file of every tensor
+of the state and contains the files' checksums. A round without a manifest does not exist. So the disk space of a round
+is what its cohort changed, not what all clients hold. The last two rounds are kept; if the newest is damaged, the
+previous one is used, with a warning.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 _KEPT = 2  # rounds whose checkpoints stay on disk
 State = TypeVar("State")
-# What reading a file of other contents runs into.
+# What reading a file with other contents can raise.
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError)
 
 
 class StateStore:
     """Reads and writes checkpoints in one folder.
 
-    Tensors of the state are never written to in place, so an object that was saved before is not saved again: the
+    Tensors of the state are never written to in place, so an object that has been saved is not saved again: the
     manifest points to the earlier file.
     """
 
@@ -45,11 +45,11 @@ class StateStore:
         self._digests: dict[str, str] = {}  # of the files that the newest manifest uses
 
     def save(self, round: int, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
-        """Write the checkpoint of a round; when it returns, the round is safe.
+        """Write the checkpoint of a round; when this returns, the round is safe.
 
         Args:
             tensors: by name.
-            rest: what else belongs to the state, as JSON.
+            rest: the remainder of the state, as JSON.
         """
         from safetensors.torch import save
 
@@ -105,13 +105,13 @@ class StateStore:
         return self.folder / f"round-{number:05d}.json" if type(number) is int else None
 
     def load(self, build: Callable[[Mapping[str, Tensor], Mapping[str, Any]], State]) -> State | None:
-        """The newest checkpoint that is whole, or None where there is none.
+        """The newest intact checkpoint, or None if there are no checkpoints.
 
         Args:
-            build: makes a state of the tensors and the rest; what it raises says that the checkpoint is damaged.
+            build: makes a state from the tensors and the rest; raises if the checkpoint is damaged.
 
         Raises:
-            UserError: there are checkpoints, but none is whole, or they are of another format.
+            UserError: there are checkpoints, but none is intact, or they are of another format.
         """
         damaged: list[str] = []
         for path in reversed(self._manifests()):
@@ -127,7 +127,7 @@ class StateStore:
             return state
         if damaged:
             raise UserError(
-                f"No checkpoint in {self.folder} is whole ({damaged[0]}); start anew with --output.overwrite=true."
+                f"No checkpoint in {self.folder} is whole ({damaged[0]}); start over with --output.overwrite=true."
             )
         return None
 
@@ -161,7 +161,7 @@ class StateStore:
         return sorted(found, key=_round)  # by number: names are padded to five digits only
 
     def _collect(self) -> None:
-        """Remove what the last rounds' manifests do not need."""
+        """Remove files that the manifests of the last rounds do not need."""
         manifests = self._manifests()
         pinned = self._pinned()
         kept = [path for path in manifests if path in manifests[-_KEPT:] or path == pinned]

@@ -1,4 +1,4 @@
-"""The run folder as a whole: the version of its format, its lock, deleting it, and what the disk refuses.
+"""The run folder as a whole: the version of its format, its lock, its deletion, and errors of the disk.
 
 A comparison is a folder of run folders with a comparison.json.
 """
@@ -23,7 +23,7 @@ FORMAT = 2
 
 
 def stamp(folder: Path) -> None:
-    """Write run.json: the format of the folder, and the fedmoe that wrote to it last."""
+    """Write run.json: the folder's format, and the version of fedmoe that last wrote to it."""
     write_json_atomic(folder / "run.json", {"format": FORMAT, "fedmoe": __version__})
 
 
@@ -34,7 +34,7 @@ def require_format(folder: Path, oldest: int = FORMAT) -> None:
         oldest: the oldest format that will do; logs and settings have not changed since format 1, checkpoints have.
 
     Raises:
-        UserError: the format is another one, or run.json is damaged.
+        UserError: the folder has another format, or run.json is damaged.
     """
     path = folder / "run.json"
     if not os.path.lexists(path):
@@ -48,7 +48,7 @@ def require_format(folder: Path, oldest: int = FORMAT) -> None:
         said = json.loads(regular.read_regular(path, regular.MIB))
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} cannot be read ({' '.join(str(error).split())}); valid is what fit has written."
+            f"{path} cannot be read ({' '.join(str(error).split())}); valid is the file that fit wrote."
         ) from error
     found = said.get("format") if isinstance(said, dict) else None
     if type(found) is not int or not oldest <= found <= FORMAT:
@@ -59,7 +59,7 @@ def require_format(folder: Path, oldest: int = FORMAT) -> None:
         )
 
 
-# What the disk answers, where nothing is wrong with the program.
+# Errors of the disk that are not the program's fault.
 _STORAGE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO),
     *(errno.ENAMETOOLONG, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENOTEMPTY),
@@ -68,10 +68,10 @@ _STORAGE = {
 
 @contextmanager
 def storage(folder: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a sentence.
+    """Turn errors of the disk into one sentence.
 
     Raises:
-        UserError: the disk is full, the folder is read-only, and the like.
+        UserError: the disk is full, the folder is read-only, or similar.
     """
     try:
         yield
@@ -79,19 +79,19 @@ def storage(folder: Path) -> Iterator[None]:
         if error.errno not in _STORAGE:
             raise
         raise UserError(
-            f"{error.filename or folder} cannot be written: {error.strerror}; what is finished is kept, and the same "
-            "command goes on from there once it can be written."
+            f"{error.filename or folder} cannot be written: {error.strerror}; finished rounds are kept, and the same "
+            "command resumes from there once it can be written."
         ) from error
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep other processes off a run or a comparison, and remove what a killed process left half-written.
+    """Lock a run or a comparison against other processes, and remove what a killed process left half-written.
 
     The runs inside a comparison have locks of their own, which are not taken.
 
     Raises:
-        UserError: another process works in it.
+        UserError: another process is working in it.
     """
     try:
         with locked(folder):
@@ -106,11 +106,11 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def clear(folder: Path) -> None:
-    """Delete a run, or a comparison and the runs in it; nothing that may be anything else.
+    """Delete a run, or a comparison and the runs in it; never anything that might be something else.
 
-    A run is a folder with a run.json that ``stamp`` wrote and rounds.jsonl or state/, or without any file that a run
-    does not begin with. In a comparison, all folders but plots/ are runs. Symbolic links count as none of these, and
-    are deleted without being followed.
+    A run is a folder with a run.json written by ``stamp``, and with rounds.jsonl or state/, or else with nothing but
+    files that exist before a first round. In a comparison, all folders except plots/ are runs. Symbolic links count as
+    none of these, and are deleted without being followed.
 
     Raises:
         UserError: the folder is neither; or another process works in it, in a run inside, or in the comparison that
@@ -130,13 +130,13 @@ def clear(folder: Path) -> None:
             _delete(path)
 
 
-# What shows that a folder is ours, deleted last and in this order; and what a run holds before its first round.
+# Files that show that a folder is ours, deleted last and in this order; and what a run holds before its first round.
 _PROOF = ("state", "rounds.jsonl", "comparison.json", "run.json", ".lock")
 _BEGINNING = {"config.yaml", "partition.json", "run.json", ".lock", "wandb.json", "wandb", "tensorboard"}
 
 
 def _foreign(folder: Path) -> str | None:
-    """Why a folder may hold something else than a run or a comparison; None where it does not."""
+    """Why a folder may hold something other than a run or a comparison; None if it does not."""
     if folder.is_symlink() or not folder.is_dir():
         return f"{folder} is no folder, and so holds no run of fedmoe"
     if _is_file(folder / "comparison.json"):
@@ -173,12 +173,12 @@ def _links(folder: Path) -> list[Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folders in a folder, without links."""
+    """The folders in a folder, excluding links."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
 
 
 def _delete(folder: Path) -> None:
-    """Delete a folder; where that is interrupted, what is left can still be told to be a run."""
+    """Delete a folder; if this is interrupted, what is left can still be recognized as a run."""
     last = [path for name in _PROOF if os.path.lexists(path := folder / name)]
     for path in [*(path for path in folder.iterdir() if path not in last), *last]:
         if path.is_dir() and not path.is_symlink():

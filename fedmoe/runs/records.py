@@ -1,9 +1,9 @@
-"""The files of a run folder as records: one model for what writes a file and for what reads it.
+"""The files of a run folder as records: one model for writing and for reading a file.
 
-Records are validated strictly, both where they are made and where they are read: no string is taken for a number, no
-number for another. Keys that a record does not know are ignored, so that a folder can be read by an older fedmoe.
-Writing: ``to_json`` and ``fedmoe.io``, which refuses NaN. Reading: ``read_rounds``, ``read_clients`` and
-``read_document``; what cannot be used is a UserError of one sentence that names file, line and key.
+Records are validated strictly, both when they are made and when they are read: no string is accepted as a number, no
+float as an integer. Unknown keys are ignored, so that an older fedmoe can read a folder. Writing: ``to_json`` and
+``fedmoe.io``, which refuses NaN. Reading: ``read_rounds``, ``read_clients`` and ``read_document``; what cannot be used
+is a UserError of one sentence that names file, line and key.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class Record(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="ignore")
     LATER: ClassVar[frozenset[str]] = frozenset()
-    """Fields with a default that files may lack: those that were added later, or that no reader uses."""
+    """Fields with a default that may be missing in files: those added later, or not used by any reader."""
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump()
 
 
 class Attention(Record):
-    """Mean attention over all clients' test images: on the local expert, and on each other one, descending."""
+    """Mean attention over all clients' test images: on the local expert, and on the other ones, descending."""
 
     local: Number
     experts: list[Number]
@@ -77,7 +77,7 @@ class RoundRecord(Record):
     seconds: Annotated[dict[str, Number], _with_keys("train", "evaluate", "other")] = {}
     bytes: Annotated[dict[str, Integer], _with_keys("down", "up", "evaluate_down")] = {}
     clients_seen: Integer = 0
-    prompt_drift: Number | None = None  # mean l2 distance of the cohort's prompts to the new global prompt
+    prompt_drift: Number | None = None  # mean l2 distance of the cohort's prompts from the new global prompt
     experts: Annotated[dict[str, list[Integer]], ByClient] = {}  # client -> whose prompts it used in the evaluation
     attention: Annotated[dict[str, Any], AfterValidator(lambda v: Attention.model_validate(v).to_json())] | None = None
     failed: Annotated[dict[str, str], ByClient] = {}  # client -> why it was dropped
@@ -128,7 +128,7 @@ class ClientScore(Record):
 
 
 class Failure(Record):
-    """One line of failures.jsonl: local training that came to nothing."""
+    """One line of failures.jsonl: a failed local training."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -163,7 +163,7 @@ class PartitionSummary(Record):
 
 
 class Summary(Record):
-    """summary.json, which a run leaves when it has finished; ``rounds`` is its last round."""
+    """summary.json, written when a run has finished; ``rounds`` is its last round."""
 
     method: str  # its class
     label: str
@@ -190,9 +190,9 @@ class Summary(Record):
 
 
 class ComparisonManifest(Record):
-    """comparison.json: the sub-folders of the runs that belong to a comparison, and what ``report`` found in them.
+    """comparison.json: the sub-folders with the runs of a comparison, and what ``report`` found in them.
 
-    Whatever else the file holds is kept.
+    Anything else in the file is kept.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -216,11 +216,12 @@ R = TypeVar("R", bound=Record)
 
 
 def read_rounds(folder: Path, notes: list[str] | None = None) -> list[RoundRecord]:
-    """The rounds in ``folder``/rounds.jsonl in ascending order; a round that was done again replaces the first.
+    """The rounds in ``folder``/rounds.jsonl in ascending order; a round that was repeated replaces its first version.
+
+    A last line without a line end was cut short by an interruption: it is left out, and a note is added to ``notes``.
 
     Raises:
-        UserError: the file is missing, unreadable, too large or damaged. A last line without a line end was cut short
-            by an interruption: it is left out, and ``notes`` gets a line about it.
+        UserError: the file is missing, unreadable, too large or damaged.
     """
     rounds = {record.round: record for record in read_log(folder / "rounds.jsonl", RoundRecord, notes)}
     return [rounds[number] for number in sorted(rounds)]
@@ -298,10 +299,10 @@ def read_document(path: Path, kind: type[R]) -> R:
 
 
 def parse(kind: type[R], value: Any, where: str) -> R:
-    """``value``, as read from a file, as a record; ``where`` is the file and line for the message of an error.
+    """Turn ``value``, as read from a file, into a record; ``where`` is the file and line for error messages.
 
     Raises:
-        UserError: a key is missing, or a value is of another type.
+        UserError: a key is missing, or a value has the wrong type.
     """
     if isinstance(value, dict):
         for key, field in kind.model_fields.items():
@@ -360,7 +361,7 @@ def _missing(where: str, place: Sequence[int | str], key: str, found: Any) -> st
 
 
 def _parse(data: bytes) -> Any:
-    # Decoded here, because json.loads guesses another encoding from zero bytes.
+    # Decoded here, because json.loads would guess another encoding if there are zero bytes.
     return json.loads(data.decode("utf-8"), parse_constant=_refuse)
 
 

@@ -1,4 +1,4 @@
-"""Continuing a run folder: what may have changed since, and what of its logs can be used."""
+"""Resuming a run: which settings may have changed, and which lines of its logs can be used."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fedmoe.config import flatten
 from fedmoe.errors import UserError
 from fedmoe.io import read_jsonl, write_text_atomic
 
-# What may differ between a run folder's settings and those of the command that resumes it: nothing that changes a bit
-# of the result up to the round where the run stopped.
+# What may differ between a run folder's settings and those of the command that resumes it: only what does not change
+# the result up to the round where the run stopped.
 _MAY_CHANGE = (
     *("federation.rounds", "output.", "features.", "tracking."),
     *("runtime.accelerator", "runtime.text_cache_mib"),
@@ -20,11 +20,11 @@ _MAY_CHANGE = (
 
 
 def require_same_settings(folder: Path, earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Refuse to continue a run with settings that would change its result.
+    """Refuse to resume a run with settings that would change its result.
 
     Args:
-        earlier: the settings of the command that began it.
-        settings: those of the command at hand.
+        earlier: the settings of the command that started the run.
+        settings: those of the current command.
 
     Raises:
         UserError: a setting that must not change has another value.
@@ -32,22 +32,22 @@ def require_same_settings(folder: Path, earlier: Mapping[str, Any], settings: Ma
     old, new = flatten(earlier), flatten(settings)
     for key in sorted(old.keys() | new.keys()):
         planned = new.get("optim.schedule") == "cosine_federation" or new.get("privacy.mechanism") == "dpsgd"
-        fixed = planned and key == "federation.rounds"  # what came before depends on it
+        fixed = planned and key == "federation.rounds"  # earlier rounds depend on it
         if old.get(key) != new.get(key) and (fixed or not key.startswith(_MAY_CHANGE)):
             raise UserError(
                 f"{folder} holds a run with {key} = {old.get(key)!r}, not {new.get(key)!r}; choose another "
-                "output.name, or start anew with --output.overwrite=true."
+                "output.name, or start over with --output.overwrite=true."
             )
 
 
 def cut_logs(folder: Path, last: int) -> None:
-    """Drop the lines of rounds after ``last``, which have no checkpoint.
+    """Remove the log lines of rounds after ``last``, which have no checkpoint.
 
     Raises:
         UserError: a log is damaged.
     """
     logs = [folder / name for name in ("rounds.jsonl", "clients.jsonl", "failures.jsonl")]
-    kept = {path: _until(path, last) for path in logs if path.exists()}  # all are read before one is written
+    kept = {path: _until(path, last) for path in logs if path.exists()}  # all are read before any is written
     for path, lines in kept.items():
         write_text_atomic(path, "".join(lines))
 

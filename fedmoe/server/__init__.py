@@ -1,4 +1,4 @@
-"""The server: cohort sampling, the weighted mean, the assignment of experts, and what it remembers.
+"""The server: cohort sampling, weighted means, assignment of experts, and its state.
 
-Pure functions of tensors and seeds; ``ServerState`` is the only thing that lasts between rounds.
+Pure functions of tensors and seeds; only ``ServerState`` lasts between rounds.
 """

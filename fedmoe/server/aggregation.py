@@ -1,4 +1,4 @@
-"""Means of what the cohort sends (eq. 6 and 7)."""
+"""Weighted means of the cohort's uploads (eq. 6 and 7)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 def weighted_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The mean of tensors weighted by n_i (eq. 6 and 7), summed in float64 in the order given.
+    """The mean of tensors weighted by n_i (eq. 6 and 7), summed in float64 in the given order.
 
     Args:
-        tensors: of one shape.
-        weights: one positive number for each.
+        tensors: all of the same shape.
+        weights: a positive number for each tensor.
     """
     total = tensors[0].new_zeros(tensors[0].shape).double()
     for tensor, weight in zip(tensors, weights, strict=True):
@@ -23,11 +23,11 @@ def weighted_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor
 
 
 def weighted_means(updates: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
-    """The weighted mean of each named tensor over the updates that hold it.
+    """The weighted mean of each named tensor over the updates that contain it.
 
     Args:
-        updates: named tensors, those of one name of one shape.
-        weights: one positive number for each update.
+        updates: named tensors; tensors of the same name have the same shape.
+        weights: a positive number for each update.
     """
     names = dict.fromkeys(name for update in updates for name in update)
     means = {}

@@ -23,9 +23,9 @@ class Assignment(Protocol):
 
 
 def nearest_experts(pool: Mapping[int, Tensor], client_id: int, count: int, seed: Seeds = ()) -> list[int]:
-    """The K prompts nearest in l2 to the client's own pool entry, itself excluded; nearest first, ties by client id.
+    """The K prompts nearest in l2 to the client's own pool entry, without itself; nearest first, ties by client id.
 
-    Fewer where the pool has fewer (Algorithm 1, step 3). Distances are sums of squared differences in float64.
+    Fewer if the pool has fewer (Algorithm 1, step 3). Distances are sums of squared differences in float64.
     """
     import torch
 

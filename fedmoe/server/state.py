@@ -1,4 +1,4 @@
-"""What the server remembers from round to round."""
+"""What the server keeps from round to round."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Known:
-    """What the server knows of a client besides its uploads."""
+    """What the server knows about a client besides its uploads."""
 
-    rounds_seen: int = 0  # rounds that it has trained in
-    expert_ids: tuple[int, ...] = ()  # whose values were its experts in the last of them
-    version: int = 0  # the last of them: the client's own state as of that round counts; 0 for none
+    rounds_seen: int = 0  # number of rounds it has trained in
+    expert_ids: tuple[int, ...] = ()  # whose values were its experts in the last of these rounds
+    version: int = 0  # the last of these rounds, whose state the client is to use; 0 for none
 
 
 @dataclass
 class ServerState:
-    """What the server keeps: everything that its hooks may read and write.
+    """What the server keeps: everything that server hooks may read and write.
 
     Attributes:
         shared: current values of the shared parameters, by name.
-        pool: for each shared parameter that is pooled, each client's last upload of it.
+        pool: for each pooled parameter, every client's last upload of it.
         kept: names of the shared parameters of which a client that has trained keeps its own last value.
-        clients: what is known of each client that has trained.
-        extras: named tensors of a method's own that are to last; checkpoints keep them.
+        clients: what is known about each client that has trained.
+        extras: further named tensors that a method keeps between rounds; checkpoints include them.
     """
 
     shared: dict[str, Tensor]
@@ -45,10 +45,10 @@ class ServerState:
         return name in self.kept and self.known(client_id).rounds_seen > 0
 
     def pooled(self, name: str) -> Mapping[int, Tensor]:
-        """Each client's last upload of a parameter."""
+        """Every client's last upload of a parameter."""
         return self.pool[name]
 
     def copy(self) -> ServerState:
-        """A copy whose mappings can be changed; tensors are shared, as none is written to in place."""
+        """A copy whose mappings can be changed. Tensors are shared, since none is written to in place."""
         pool = {name: dict(entries) for name, entries in self.pool.items()}
         return ServerState(dict(self.shared), pool, self.kept, dict(self.clients), dict(self.extras))

@@ -1,4 +1,4 @@
-"""Work that must neither slow a run down nor stop it: done in order, in a thread of its own."""
+"""Work that must neither slow down nor stop a run, done in order in a separate thread."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 
 class Background:
-    """Runs functions one after the other in a thread. The first that raises is reported, and no other runs after it.
+    """Runs functions one after the other in a thread. The first error is reported, and no other function runs after it.
 
     Args:
-        on_failure: called once, from the thread, with what was raised.
+        on_failure: called once with the error, usually from the thread.
     """
 
     def __init__(self, on_failure: Callable[[BaseException], None]) -> None:
@@ -27,17 +27,17 @@ class Background:
         return self._failed.is_set()
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Run ``work`` after all that was submitted before; returns at once."""
+        """Run ``work`` after everything submitted before; returns immediately."""
         self._queue.put(work)
 
     def fail(self, error: BaseException) -> None:
-        """Report ``error`` as if work had raised it, unless something has failed before."""
+        """Report ``error`` as if work had raised it, unless something has already failed."""
         if not self.failed:
             self._failed.set()
             self._on_failure(error)
 
     def close(self, timeout: float, last: Callable[[], None]) -> bool:
-        """Wait for all work, at most ``timeout`` seconds; whether it is done. ``last`` runs even after a failure."""
+        """Wait at most ``timeout`` seconds for all work; whether it is done. ``last`` runs even after a failure."""
         self._last = last
         self._queue.put(None)
         self._thread.join(timeout)
@@ -53,5 +53,5 @@ class Background:
     def _do(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except BaseException as error:  # also SystemExit: nothing in here may end the process
+        except BaseException as error:  # also SystemExit: nothing in this thread may end the process
             self.fail(error)

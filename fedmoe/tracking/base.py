@@ -1,4 +1,4 @@
-"""What all trackers share."""
+"""The base of all trackers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from fedmoe.runs.records import read_rounds
 
 
 class Tracker(Callback):
-    """A callback with something to close, also after an error."""
+    """A callback that has to be closed, also after an error."""
 
     def close(self) -> None:
-        """Let go of files and threads; more than one call does no harm."""
+        """Release files and threads; may be called more than once."""
 
 
 def past_rounds(folder: Path) -> list[dict[str, Any]]:
-    """The rounds in rounds.jsonl as JSON, none where it does not exist."""
+    """The rounds in rounds.jsonl as JSON; none if it does not exist."""
     return [record.to_json() for record in read_rounds(folder)] if (folder / "rounds.jsonl").exists() else []

@@ -23,7 +23,7 @@ CLIENT_COLUMNS = ("round", "client", "domain", "accuracy", "correct", "total", "
 
 
 class Details:
-    """Tables and pictures of the evaluated rounds that are due: every ``every`` rounds, and the last."""
+    """Tables and pictures of evaluated rounds: of every ``every``-th, and of the last."""
 
     def __init__(self, folder: Path, every: int) -> None:
         self.folder, self.every = folder, every
@@ -51,7 +51,7 @@ class Details:
 
 
 def client_rows(evaluation: Evaluation) -> list[list[Any]]:
-    """A row for each client, under ``CLIENT_COLUMNS``; accuracy in percent, experts as text."""
+    """A row per client, with the columns ``CLIENT_COLUMNS``; accuracy in percent, experts as text."""
     rows = []
     for score in evaluation.clients:
         experts = " ".join(map(str, evaluation.experts.get(str(score.client), [])))
@@ -67,7 +67,7 @@ def labels_picture(summary: Mapping[str, Any]) -> Image.Image:
 
 
 def round_pictures(run: Run, evaluation: Evaluation) -> dict[str, Image.Image]:
-    """``assignment`` and ``attention`` of the run's last round; those that the method has."""
+    """``assignment`` and ``attention`` of the run's last round, as far as the method has them."""
     pictures = {}
     if evaluation.experts:
         experts = {int(client): ids for client, ids in evaluation.experts.items()}

@@ -1,6 +1,6 @@
-"""The stable names under which a run's numbers, tables and pictures are tracked: in rounds.csv, W&B and TensorBoard.
+"""The stable names under which a run's numbers, tables and pictures are tracked in rounds.csv, W&B and TensorBoard.
 
-experiments/dashboard/README.md lists the same names for people.
+experiments/dashboard/README.md documents the same names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 Row = dict[str, Any]  # numbers, or None where there is none
 
 METRICS: Mapping[str, str] = {
-    "round": "communication round, the step of everything else; 0 is the evaluation before training",
+    "round": "communication round, the step of all other metrics; 0 is the evaluation before training",
     "accuracy/mean": "mean over clients of the accuracy on each client's own test split, percent",
     "accuracy/std": "standard deviation over clients (population), percent",
     "accuracy/min": "the worst client, percent",
@@ -23,8 +23,8 @@ METRICS: Mapping[str, str] = {
     "quality/balanced": "mean over classes of the share of their test examples that is found, percent",
     "quality/ece": "expected calibration error over all test examples, 15 bins; percent",
     "train/loss": "mean over the cohort of each client's mean loss over its local steps",
-    "train/prompt_drift": "mean l2 distance of the cohort's prompts to the new global prompt",
-    "clients/seen_share": "share of all clients that have taken part so far, in [0, 1]",
+    "train/prompt_drift": "mean l2 distance of the cohort's prompts from the new global prompt",
+    "clients/seen_share": "fraction of all clients that have taken part so far, in [0, 1]",
     "clients/failed": "clients that failed in the round and were dropped",
     "privacy/epsilon": "total epsilon that the client with the most rounds has spent so far",
     "attention/local": "mean attention on the local expert, in [0, 1]",
@@ -33,19 +33,19 @@ METRICS: Mapping[str, str] = {
     "seconds/other": "seconds of the round outside training and evaluation",
     "bytes/down": "bytes from the server to the cohort",
     "bytes/up": "bytes from the cohort to the server",
-    "bytes/evaluate_down": "bytes of experts sent for the evaluation alone",
+    "bytes/evaluate_down": "bytes from the server to all evaluated clients, for the evaluation alone",
 }
-"""Name of each number that a round has, and what it is. Also the columns of rounds.csv."""
+"""Name and description of each number of a round. Also the columns of rounds.csv."""
 
 DOMAIN = "accuracy_domain/{domain}"
-"""Name of the mean accuracy over the clients of a domain, percent; behind ``METRICS``, for data with domains."""
+"""Name of the mean accuracy over the clients of a domain, percent; after ``METRICS``, for data with domains."""
 
 METHOD = "method/{metric}"
-"""Name of a metric of the method's own."""
+"""Name of one of the method's own metrics."""
 
 MEDIA: Mapping[str, str] = {
-    "clients/table": "a row for each client: domain, accuracy, right and all test examples, training examples, experts",
-    "clients/labels": "training examples of each class on each client; once",
+    "clients/table": "a row per client: domain, accuracy, correct and all test examples, training examples, experts",
+    "clients/labels": "training examples of each class on each client; logged once",
     "experts/assignment": "heat map of who uses whose prompt",
     "experts/attention": "mean attention on the local expert and on the others, sorted (figure 6 of the paper)",
 }
@@ -65,7 +65,7 @@ FINAL: Mapping[str, str] = {
 
 
 def round_row(record: Mapping[str, Any], num_clients: int) -> Row:
-    """A line of rounds.jsonl as numbers by metric name; None where the round has no value."""
+    """A line of rounds.jsonl as numbers by metric name; None if the round has no value."""
     groups = {"accuracy": record["accuracy"] or {}, "attention": record["attention"] or {}}
     groups["privacy"] = record.get("privacy") or {}
     groups |= {"seconds": record["seconds"], "bytes": record["bytes"], "train": {}, "clients": {}}
@@ -87,7 +87,7 @@ def round_row(record: Mapping[str, Any], num_clients: int) -> Row:
 
 
 def final_row(records: list[dict[str, Any]]) -> Row:
-    """The values of ``FINAL``, from all lines of rounds.jsonl."""
+    """The values of ``FINAL``, computed from all lines of rounds.jsonl."""
     last = [record for record in records if record["accuracy"]][-1]
     row: Row = {f"final/accuracy_{key}": last["accuracy"][key] for key in ("mean", "std", "worst_decile")}
     row["final/rounds"] = records[-1]["round"]

@@ -1,6 +1,6 @@
-"""Metrics of each round for people and tools: rounds.csv always, TensorBoard and W&B on demand.
+"""Metrics of each round for people and tools: rounds.csv always, TensorBoard and W&B on request.
 
-The source of truth stays rounds.jsonl; everything here can be made again from it. ``metric_names`` lists all names.
+The source of truth is rounds.jsonl, from which everything here can be rebuilt. ``tracking/names.py`` lists all names.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 def trackers(config: TrackingConfig, folder: Path, settings: Mapping[str, Any]) -> list[Tracker]:
-    """The callbacks that the configuration asks for. They come after ``RunLog`` and ``Checkpoint``.
+    """The callbacks that the configuration asks for. They must come after ``RunLog`` and ``Checkpoint``.
 
     Args:
         folder: the run folder.
         settings: the run's resolved settings, nested, as in config.yaml.
 
     Raises:
-        UserError: TensorBoard is asked for and not installed.
+        UserError: TensorBoard is requested but not installed.
     """
     from fedmoe.tracking.wandb_tracker import WandbTracker
 
@@ -45,7 +45,7 @@ def trackers(config: TrackingConfig, folder: Path, settings: Mapping[str, Any]) 
 
 
 class CsvLog(Tracker):
-    """Writes rounds.csv: a row for each line of rounds.jsonl, under ``METRICS`` and the domains' names."""
+    """Writes rounds.csv: a row per line of rounds.jsonl, with the columns ``METRICS``, domains and the method's own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,7 +53,7 @@ class CsvLog(Tracker):
     def on_run_start(self, run: FederationView) -> None:
         domains = dict.fromkeys(run.clients.get("domains") or [])
         self._columns = [*METRICS, *(DOMAIN.format(domain=name) for name in domains)]
-        # From the JSONL, which has been cut back to the checkpoint where the run was interrupted.
+        # From the JSONL, which was cut back to the last checkpoint if the run was interrupted.
         self._rows = [round_row(record, run.config.participants) for record in past_rounds(self.folder)]
         if self._rows:
             self._write()
@@ -64,7 +64,7 @@ class CsvLog(Tracker):
 
     def _write(self) -> None:
         text = io.StringIO()
-        # A method's own metrics are known once a round has them; they come last.
+        # The method's own metrics are known only once a round has them; they come last.
         columns = dict.fromkeys([*self._columns, *(name for row in self._rows for name in row)])
         writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
@@ -96,7 +96,7 @@ class TensorBoardLog(Tracker):
 
         self._details = Details(self.folder, self.detail_every)
         if run.rounds_done < run.config.rounds:
-            # purge_step: readers drop what an interrupted start wrote behind the checkpoint.
+            # purge_step: readers drop what an interrupted start wrote after the checkpoint.
             first = run.rounds_done + 1
             self._writer = self._new(str(self.folder / "tensorboard"), purge_step=first if first > 0 else None)
             if first == 0:

@@ -1,4 +1,4 @@
-"""W&B through the federation: one W&B run for each run folder, with the round as the step of everything."""
+"""W&B: one W&B run per run folder, with the round as the step metric."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def sweep_run_id() -> str | None:
-    """The id that W&B's sweep agent has given to this process; None outside of a sweep.
+    """The id that W&B's sweep agent gave to this process; None outside a sweep.
 
-    The runs of a sweep differ in settings that a run folder's name does not show, so the id belongs into it.
+    The runs of a sweep differ in settings that a run folder's name does not show, so the name contains the id.
     """
     return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
 
@@ -47,7 +47,7 @@ class WandbTracker(Tracker):
 
     Args:
         settings: resolved settings, nested; W&B's config has them under the names of the command line.
-        report: where sentences go; the default prints to stderr.
+        report: receives messages; by default, they are printed to stderr.
     """
 
     def __init__(
@@ -149,11 +149,11 @@ class WandbTracker(Tracker):
 
         config = self.config
         folder = Path(config.dir or self.folder)
-        folder.mkdir(parents=True, exist_ok=True)  # W&B would go to the system's temporary folder
+        folder.mkdir(parents=True, exist_ok=True)  # otherwise W&B would use the system's temporary folder
         wandb.setup(wandb.Settings(show_info=False))  # also: never ask for a key, not even on a terminal
         run = wandb.init(
             mode=config.wandb,
-            project=None if sweep_run_id() else config.project,  # a sweep's agent decides about both
+            project=None if sweep_run_id() else config.project,  # in a sweep, its agent sets project and id
             entity=config.entity,
             id=None if sweep_run_id() else known or secrets.token_hex(4),
             resume="allow",
@@ -167,7 +167,7 @@ class WandbTracker(Tracker):
                 reinit="create_new",  # a process may run several methods
                 console="off",  # the terminal belongs to the run
                 show_info=False,
-                quiet=True,  # else it looks up the user's name first, with a patience of its own
+                quiet=True,  # otherwise it first looks up the user's name, with a timeout of its own
                 init_timeout=config.timeout,
                 finish_timeout=config.timeout,
                 finish_timeout_raises=True,
@@ -196,9 +196,9 @@ class WandbTracker(Tracker):
 
         self._logged = row["round"] + 1
         if row["round"] < self._first:
-            return  # W&B has it
+            return  # W&B has it already
         data: dict[str, Any] = {name: value for name, value in row.items() if value is not None}
-        self._run.log(data, step=row["round"], commit=False)  # kept, whatever comes of tables and pictures
+        self._run.log(data, step=row["round"], commit=False)  # kept even if tables or pictures fail
         data = {name: wandb.Image(picture) for name, picture in pictures.items()}
         if table is not None:
             data["clients/table"] = wandb.Table(columns=list(table[0]), data=table[1])
