@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import GOLDEN
 from opacus.accountants.analysis import gdp
 from privacy_helpers import OPTIM, deviation, gdp_multiplier
 from streams import derived, stream
 
 from fedmoe.client.module import ClientModule
 from fedmoe.client.work import light_trainer
-from fedmoe.config import FederationConfig, OptimConfig, PrivacyConfig, PromptConfig, RuntimeConfig
+from fedmoe.config import ClipConfig, FederationConfig, OptimConfig, PrivacyConfig, PromptConfig, RuntimeConfig
 from fedmoe.errors import UserError
 from fedmoe.features.client_data import FeatureBatches
 from fedmoe.methods import FedPGP, Method, PFedMoAP, PromptFL
@@ -37,9 +38,11 @@ BUDGET = PrivacyConfig("dpsgd", epsilon=2.0, delta=1e-3, clip=0.3)
 SEED = 5
 
 
-@pytest.fixture
-def clip(golden_clips: dict[str, FrozenCLIP]) -> FrozenCLIP:
-    return golden_clips["rn"]
+@pytest.fixture(scope="module")
+def clip() -> FrozenCLIP:
+    """The smaller one of the golden values alone: `make mutants` loads it again for each mutant."""
+    weights, config = GOLDEN / "vit.clip.safetensors", GOLDEN / "golden-vit.json"
+    return FrozenCLIP.load(ClipConfig(weights=str(weights), model_config=str(config)))
 
 
 def client_of(clip: FrozenCLIP, method: Method | None = None) -> ClientModule:

@@ -16,6 +16,7 @@ from fedmoe.readers.regular import MIB, read_regular
 from fedmoe.report import compare_figure, compare_tables, tables
 from fedmoe.report.groups import Group, read_groups
 from fedmoe.report.outside import require_own
+from fedmoe.report.plot_style import save
 
 _PROOF = "compare.json"  # written first: what shows that the folder is ours
 _FILES = ("comparison.md", "comparison.csv", "comparison_tests.csv", "comparison.tex")
@@ -95,7 +96,7 @@ def _write(groups: Sequence[Group], output: Path, title: str, console: Console) 
             if text is not None:
                 write_text_atomic(output / name, text)
         for name in _CURVES:
-            compare_figure.save(figure, output / name)
+            save(figure, output / name)
     except OSError as error:
         raise UserError(
             f"{error.filename or output} cannot be written: {error.strerror}; valid is a folder that can be written to."

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedmoe.io import replacing
 from fedmoe.report.groups import Group
-from fedmoe.report.plot_style import ROUND_STEPS, colours, frame, limits, short, style, styled
+from fedmoe.report.plot_style import ROUND_STEPS, Chart, colours, limits, short, styled
 
 FORMATS = ("png", "pdf", "svg")
-# No date and no random ids: the same runs give the same bytes.
-_METADATA: dict[str, dict[str, Any]] = {
-    "png": {"Software": None},
-    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
-    "svg": {"Date": None, "Creator": None},
-}
 
 
 def curve(group: Group) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -34,7 +24,7 @@ def curve(group: Group) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
 
 
 @styled
-def curves(groups: Sequence[Group]) -> Figure:
+def curves(groups: Sequence[Group]) -> Chart:
     """A line and a band for each group; one without training (only round 0) is a dashed line across."""
     drawn = {group.label: curve(group) for group in groups}
     palette = colours({group.label: next(iter(group.runs.values())) for group in groups})
@@ -42,8 +32,8 @@ def curves(groups: Sequence[Group]) -> Figure:
     banded = any(std is not None for _, _, std in drawn.values())
     subtitle = "Mean over clients, then over seeds" + ("; band: one standard deviation over seeds" if banded else "")
     legend_rows = -(-len(groups) // 2)
-    figure = frame(4.1 + 0.22 * legend_rows, "Accuracy over rounds", subtitle)
-    axes = figure.add_subplot()
+    chart = Chart(4.1 + 0.22 * legend_rows, "Accuracy over rounds", subtitle)
+    axes = chart.add_subplot()
     seen: list[float] = []
     for label, (rounds, mean, std) in drawn.items():
         low, high = (mean, mean) if std is None else (mean - std, mean + std)
@@ -58,12 +48,5 @@ def curves(groups: Sequence[Group]) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=ROUND_STEPS))
     axes.grid(axis="y")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=2)
-    return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure atomically, in the format of the path's suffix."""
-    kind = path.suffix.removeprefix(".")
-    with style(), matplotlib.rc_context({"svg.hashsalt": "fedmoe"}), replacing(path) as temporary:
-        figure.savefig(temporary, format=kind, dpi=200, facecolor="white", metadata=_METADATA[kind])
+    chart.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    return chart

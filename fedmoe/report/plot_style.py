@@ -154,16 +154,20 @@ def styled(function: Callable[P, F]) -> Callable[P, F]:
     return wrapper
 
 
+# What says when and with what a file was made, by format.
+_STAMPS = {"png": ("Software",), "pdf": ("CreationDate", "Creator", "Producer"), "svg": ("Date", "Creator")}
+
+
 def save(figure: Figure, path: Path) -> None:
-    """Write ``figure`` as a PNG, 200 pixels an inch, or as a PDF if ``path`` ends in .pdf; atomically.
+    """Write ``figure`` atomically: as a PDF or SVG where ``path`` ends so, else as a PNG, 200 pixels per inch.
 
     Missing folders are made. The same figure gives the same bytes.
     """
-    pdf = path.suffix.lower() == ".pdf"
-    unstamped: dict[str, Any] = {"CreationDate": None, "Creator": None, "Producer": None} if pdf else {"Software": None}
+    kind = path.suffix.lower().removeprefix(".")
+    kind = kind if kind in _STAMPS else "png"
     with style(), replacing(path) as temporary:  # ticks are made only now
-        kind = "pdf" if pdf else "png"
-        figure.savefig(temporary, format=kind, dpi=200, facecolor=PAPER, metadata=unstamped)
+        stamps = dict.fromkeys(_STAMPS[kind])
+        figure.savefig(temporary, format=kind, dpi=200, facecolor=PAPER, metadata=stamps)
 
 
 def image(figure: Figure) -> Image.Image:
