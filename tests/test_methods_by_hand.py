@@ -366,18 +366,18 @@ def test_fedotps_plan_of_two_places_and_two_prompts() -> None:
 @pytest.mark.parametrize("threshold", [0.3, 0.03, 0.0])
 def test_fedotps_partial_plan_stops_where_its_prompts_factors_hardly_change(threshold: float) -> None:
     """S of two places with two prompts, and the rescalings one after another."""
-    similarity = np.array([[0.9, 0.2], [0.5, 0.1]])
+    similarity = np.array([[0.9, 0.6], [0.1, 0.2]])  # both prompts want the first place, which is not enough
     kernel = np.exp((similarity - 1) / 0.2)
     column, count = np.ones(2), 0
     while count < 20:
         row, old = np.minimum(0.5 / (kernel @ column), 1.0), column
-        column, count = 0.3 / (kernel.T @ row), count + 1
+        column, count = 0.45 / (kernel.T @ row), count + 1
         if np.abs(column - old).mean() < threshold:
             break
     assert (count == 20) == (threshold == 0.0)
     expected = (row[:, None] * kernel * column * similarity).sum()
     text = torch.tensor(similarity.T[:, None], dtype=torch.float32)  # [N, C, d] for places along the axes
-    found = FedOTP("partial", 0.6, 0.2, threshold, 20).match(PLANE.unsqueeze(0), text)
+    found = FedOTP("partial", 0.9, 0.2, threshold, 20).match(PLANE.unsqueeze(0), text)
     assert found.item() == pytest.approx(expected, rel=1e-6)
 
 
