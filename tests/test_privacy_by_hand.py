@@ -314,7 +314,7 @@ def test_what_uploads_spend() -> None:
     found = privacy.summary(3)
     assert found is not None
     assert (found["releases"], found["total_epsilon"], found["opacus_epsilon"]) == (0, 0.0, 0.0)
-    assert found["text"] == "privacy (upload): nothing was sent that needs it"
+    assert found["text"] == "privacy (upload): nothing was sent that needs protection"
 
 
 def test_the_summary_of_uploads() -> None:
