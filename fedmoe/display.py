@@ -29,7 +29,7 @@ class _Log(logging.Handler):
 def log_as_text() -> None:
     """Print the package's warnings to stderr as Python does by itself, but with control characters escaped."""
     logger = logging.getLogger("fedmoe")
-    if not any(isinstance(handler, _Log) for handler in logger.handlers):
+    if not logger.hasHandlers():  # as Python does: where someone handles them already, nothing is printed besides
         logger.addHandler(_Log())
 
 

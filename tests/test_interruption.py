@@ -183,14 +183,13 @@ def test_a_comparison_is_resumed(cache: Path, tmp_path: Path, server: ForkServer
 
 
 def test_settings_that_came_later_have_their_defaults(cache: Path, whole: Path, tmp_path: Path) -> None:
-    """A folder of an older version, whose config.yaml lacks some keys and which has no run.json, is gone on with."""
+    """A folder of an older version with the same format, whose config.yaml lacks some keys, is continued."""
     shutil.copytree(whole, tmp_path / "run")
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     for key in ("late_clients", "on_failure", "retries"):
         del config["federation"][key]
     del config["views"]
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
-    (tmp_path / "run" / "run.json").unlink()
     assert main(["fit", *options(cache, tmp_path)]) == 0
     assert main(["fit", f"--resume={tmp_path / 'run'}"]) == 0
     assert_same(tmp_path / "run", whole)
@@ -253,7 +252,7 @@ def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on_when_there_is_space(
         pytest.skip("no file system can be mounted here")
     assert (out / "code").read_text() == "2\n", (out / "first.txt").read_text()[-2000:]
     last = (out / "first.txt").read_text().strip().splitlines()[-1]
-    assert "cannot be written: No space left on device; what is finished is kept" in last
+    assert "cannot be written: No space left on device; finished rounds are kept" in last
     assert "Traceback" not in (out / "first.txt").read_text()
     assert read_jsonl(out / "full" / "rounds.jsonl")  # some rounds were finished
     assert "resuming" in (out / "second.txt").read_text()
@@ -267,7 +266,7 @@ def test_a_file_size_limit_ends_in_a_sentence(cache: Path, whole: Path, tmp_path
     args = ["fit", *options(cache, tmp_path)]
     done = subprocess.run([sys.executable, "-c", limited, *args], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr[-2000:]
-    assert "cannot be written: File too large; what is finished is kept" in done.stderr
+    assert "cannot be written: File too large; finished rounds are kept" in done.stderr
     assert "Traceback" not in done.stderr
     assert main(args) == 0
     assert_same(tmp_path / "run", whole)

@@ -60,7 +60,7 @@ def test_the_limit_is_kept_and_the_longest_unused_goes_first(
     for prompt in (c, d, a, e):
         cache(prompt)
     assert counting.encoded == 5 and caplog.records == []
-    assert torch.equal(cache(b), learner(b))
+    assert torch.equal(cache(b), PromptLearner.forward(learner, b))
     assert counting.encoded == 6
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert TOO_SMALL.format(1, 4) in caplog.text

@@ -36,6 +36,8 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
         Panel("Worst tenth of the clients", "lines", ("accuracy/worst_decile",), "%"),
         Panel("Spread over clients (standard deviation)", "lines", ("accuracy/std",), "%"),
         Panel("Worst and best client", "lines", ("accuracy/min", "accuracy/max"), "%"),
+        Panel("On the validation splits", "lines", ("validation/accuracy/mean", "validation/accuracy/std"), "%"),
+        Panel("Over all test examples", "lines", ("quality/weighted", "quality/balanced", "quality/ece"), "%"),
         Panel("Last round: mean accuracy", "bars", ("final/accuracy_mean",), "%"),
     ),
     "Training": (

@@ -6,7 +6,7 @@ Shape letters: b images of a batch, n examples, N clients, C classes, V views, d
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,11 +35,11 @@ class ClientData:
     train_labels: Tensor  # [n] int64
     test_features: Tensor  # [m, d]; m may be 0
     test_labels: Tensor  # [m]
-    validation_features: Tensor  # [v, d]; held out of training; v may be 0
-    validation_labels: Tensor  # [v]
     domain: str | None = None
     views: bool = False  # whether train_features are of cached views
     online: OnlineViews | None = None  # encodes training images, where no training features are kept
+    validation_features: Tensor = field(default_factory=lambda: torch.empty(0, 0))  # [v, d], held out of training
+    validation_labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # [v]; v may be 0
 
     def training_batches(self, batch_size: int, generator: torch.Generator) -> FeatureBatches:
         """Batches (features [b, d], labels [b]) for a Trainer; each pass draws order and views from ``generator``."""
@@ -120,14 +120,16 @@ class FederatedData:
         """The data of one client, 0 to N - 1."""
         if not 0 <= client_id < self.num_clients:
             raise IndexError(f"client {client_id} of {self.num_clients}")
+        held_out_features, held_out_labels = self._validation[client_id]
         return ClientData(
             client_id,
             *self._train[client_id],
             *self._test[client_id],
-            *self._validation[client_id],
             domain=self._domains[client_id],
             views=self._views,
             online=self._online,
+            validation_features=held_out_features,
+            validation_labels=held_out_labels,
         )
 
     def summary(self) -> dict[str, Any]:
