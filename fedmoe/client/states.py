@@ -38,9 +38,3 @@ class MemoryStates:
         own[version] = state
         while len(own) > _KEPT:
             del own[next(iter(own))]
-
-    def copy(self) -> MemoryStates:
-        """An independent copy."""
-        other = MemoryStates()
-        other._states = {client_id: dict(own) for client_id, own in self._states.items()}
-        return other
