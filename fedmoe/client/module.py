@@ -176,7 +176,7 @@ class ClientModule(L.LightningModule):
             {name: tensor.to(self.device) for name, tensor in group.items()}
             for group in (loadout.received, loadout.experts, loadout.extras)
         )
-        if "prompt" in self.experts:
+        if len(self.experts.get("prompt", ())):
             # Computed once, before training, without gradients (Algorithm 1, step 4).
             self.expert_text = torch.stack([self.text_cache(prompt) for prompt in self.experts["prompt"]])
 
