@@ -178,7 +178,6 @@ def test_the_gate_alone_maps_the_local_text_feature(gate: Any) -> None:
     client = toy_client(
         method(num_experts=0, gate=gate), torch.eye(2), Loadout(experts={"prompt": torch.zeros(0, 2, 2)})
     )
-    client.expert_text = None
     with torch.no_grad():
         if gate == "attention":
             for map in (client.gate.value, client.gate.output):

@@ -206,7 +206,7 @@ class PFedMoAP(Method):
         from fedmoe.models.functional import combine
 
         # Step 6: a client without experts, whose gate has not been trained yet, predicts with its prompt alone.
-        if not _has_gate(client):
+        if client.expert_text is None:
             return super().logits(client, image_features)
         text = client.text_features()  # [C, d]
         gate: Gate = client.gate
@@ -226,7 +226,7 @@ class PFedMoAP(Method):
         )
 
     def analyse(self, client: Client, image_features: Tensor) -> Mapping[str, Tensor]:
-        if not _has_gate(client):
+        if client.expert_text is None:
             return {}
         tokens = _tokens(client.text_features(), client)
         gate: Gate = client.gate
@@ -234,17 +234,12 @@ class PFedMoAP(Method):
         return {"attention": weights.mean(dim=(0, 1, 2))}
 
 
-def _has_gate(client: Client) -> bool:
-    """Whether the client's gate takes part: it has experts, or was told to use the gate without any."""
-    return client.expert_text is not None or "prompt" in client.experts
-
-
 def _tokens(local: Tensor, client: Client) -> Tensor:
     """Text features [K + 1, C, d]: the local ones [C, d] first, then the experts'."""
     import torch
 
-    experts = [] if client.expert_text is None else [client.expert_text]
-    return torch.cat([local.unsqueeze(0), *experts])
+    assert client.expert_text is not None
+    return torch.cat([local.unsqueeze(0), client.expert_text])
 
 
 def _without_gate(parameters: Tensors) -> Tensors:
