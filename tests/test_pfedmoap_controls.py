@@ -199,7 +199,7 @@ def test_without_a_gate_nothing_is_declared_but_the_prompt() -> None:
     train, evaluate = both(made, server_of(LINE, SHARED, {1: Known(2)}), 1)
     assert same(train.parameters, SHARED) and same(evaluate.parameters, {})
     assert (train.experts, evaluate.experts, train.expert_ids, evaluate.expert_ids) == ({}, {}, (), ())
-    method(gate="none", gating_dim=7).check(FederationConfig(clients=4), 16)  # no gate, so no width
+    method(gate="none", gating_dim=7, num_experts=9).check(FederationConfig(clients=4), 16)  # no gate and no experts
 
 
 # The attention

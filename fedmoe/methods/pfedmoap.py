@@ -132,13 +132,14 @@ class PFedMoAP(Method):
         self.train_gate = train_gate
 
     def check(self, federation: FederationConfig, feature_dim: int) -> None:
+        if self.gate == "none":
+            return
         if self.num_experts >= federation.clients:
             raise UserError(
                 f"method.num_experts is {self.num_experts}, but of federation.clients = {federation.clients} a client "
                 f"has only {federation.clients - 1} others; valid is 0 to {federation.clients - 1}."
             )
-        if self.gate != "none":
-            self._gate(feature_dim)  # refuses widths that do not divide each other
+        self._gate(feature_dim)  # refuses widths that do not divide each other
 
     def check_clients(self, server: ServerState) -> None:
         if self.assignment == "same_domain" and not server.domains:
