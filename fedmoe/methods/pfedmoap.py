@@ -80,7 +80,8 @@ class PFedMoAP(Method):
             value and output maps are as before.
         gate_start: random (torch.nn.Linear's own start, as in the release), or identity: the attention gate's query and
             key maps start as the identity, so that experts are weighed by their similarity to the image from the first
-            step on. It takes a larger attention_scale, such as CLIP's logit scale of 100.
+            step on. It takes a larger attention_scale: on the quickstart's federation, the normalized entropy of the
+            weights is 0.9999 at a random start, and 0.9995, 0.955 and 0.19 at the identity with 10, 100 and 1000.
         train_gate: whether the gate is trained; otherwise it stays at its start.
         pooling: stride keeps every n-th coordinate of a feature (as in the release), average takes the mean of every n
             neighbouring ones; n = CLIP's feature width / gating_dim.
