@@ -206,6 +206,7 @@ def test_partition_needs_no_clip(options: list[str], tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("args", "words"),
     [
+        (["--method.num_experts=1", "--method.assignment=same_domain"], ["same_domain", "the data has no domains"]),
         (["--method.num_experts=4"], ["method.num_experts is 4", "federation.clients = 4", "0 to 3"]),
         (["--method.num_experts=1", "--method.heads=7"], ["method.heads is 7", "gating_dim = 128", "1, 2, 4, 8"]),
         (["--method.num_experts=1", "--method.gating_dim=48"], ["method.gating_dim is 48", "width 128", "32, 64"]),

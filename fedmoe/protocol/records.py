@@ -38,7 +38,9 @@ class Downlink:
     """Server to client, before a client trains or is evaluated."""
 
     parameters: Tensors = field(default_factory=dict)  # current values of shared parameters
-    experts: Tensors = field(default_factory=dict)  # K other clients' values of shared parameters, stacked: [K, l, w]
+    # Values of shared parameters that serve as experts, stacked: [K, l, w]. A name with K = 0 costs no bytes and says
+    # that the gate takes part.
+    experts: Tensors = field(default_factory=dict)
     extras: Tensors = field(default_factory=dict)  # whatever else a method sends
     expert_ids: tuple[int, ...] = ()  # whose values the experts are; not sent
 
@@ -143,6 +145,8 @@ class Scored:
     correct: int
     total: int
     # What adds up over images and clients: ``confusion`` and ``calibration`` (client.counts), ``validation`` (right
-    # and all validation examples), and ``Method.analyse`` summed over the test images, float64.
+    # and all validation examples), ``others`` (right and all test images of classes that only others hold), ``gate``
+    # (client.counts), and ``Method.analyse`` summed over the test images, float64. Of the client alone: ``gate_p10``
+    # [1], the 10th percentile over its test images of the gate's normalized entropy.
     sums: Tensors = field(default_factory=dict)
     failed: str | None = None  # why its fine-tuning came to nothing; then it is scored without

@@ -19,7 +19,8 @@ from fedmoe.report.plots import expert_assignment, expert_attention, label_distr
 from fedmoe.report.run import LabelCounts, Run, read_run
 from fedmoe.runs.records import RoundRecord
 
-CLIENT_COLUMNS = ("round", "client", "domain", "accuracy", "correct", "total", "train_examples", "experts")
+_SCORE = ("round", "client", "domain", "accuracy", "correct", "total", "train_examples", "accuracy_others", "gate")
+CLIENT_COLUMNS = (*_SCORE, "experts")
 
 
 class Details:
