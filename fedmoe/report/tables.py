@@ -17,7 +17,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from fedmoe.errors import printable
+from fedmoe.errors import printable, some
 from fedmoe.report.comparison import Comparison
 from fedmoe.report.outside import markdown
 from fedmoe.report.run import Run
@@ -246,4 +246,4 @@ def _failures(run: Run, most: int = 5) -> str:
         return f"round{'s' if len(rounds) > 1 else ''} {listed}"
 
     told = [f"{client} ({several(rounds)}: {reason})" for client, (rounds, reason) in run.failed.items()]
-    return "; ".join(told[:most]) + (f"; and {len(told) - most} more" if len(told) > most else "")
+    return some(told, most, "; ")
