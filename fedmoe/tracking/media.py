@@ -5,11 +5,10 @@ Shape letters: N clients.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from fedmoe.federation.callbacks import FederationView
@@ -47,7 +46,7 @@ class Details:
         }
 
     def labels(self, run: FederationView) -> Image.Image:
-        return labels_picture(run.clients)
+        return image(label_distribution(LabelCounts.of(run.clients)))
 
 
 def client_rows(evaluation: Evaluation) -> list[list[Any]]:
@@ -57,13 +56,6 @@ def client_rows(evaluation: Evaluation) -> list[list[Any]]:
         experts = " ".join(map(str, evaluation.experts.get(str(score.client), [])))
         rows.append([*(getattr(score, column) for column in CLIENT_COLUMNS[:-1]), experts])
     return rows
-
-
-def labels_picture(summary: Mapping[str, Any]) -> Image.Image:
-    """Label distribution over clients; ``summary`` as in partition.json."""
-    train, test = (np.array(summary[key], dtype=np.int64) for key in ("counts_train", "counts_test"))
-    domains = None if summary["domains"] is None else tuple(summary["domains"])
-    return image(label_distribution(LabelCounts(tuple(summary["class_names"]), train, test, domains)))
 
 
 def round_pictures(run: Run, evaluation: Evaluation) -> dict[str, Image.Image]:
