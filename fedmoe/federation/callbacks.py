@@ -65,6 +65,9 @@ class Callback:
     def on_run_end(self, run: FederationView) -> None:
         """After the last round."""
 
+    def close(self) -> None:
+        """Release files, threads and the terminal, also after an error; may be called more than once."""
+
 
 class RunLog(Callback):
     """Appends to rounds.jsonl, clients.jsonl and, where a client fails, failures.jsonl in the run folder.

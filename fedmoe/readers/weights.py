@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fedmoe.errors import UserError, some
-from fedmoe.io import open_regular, write_tensors_atomic
+from fedmoe.io import open_regular
 from fedmoe.readers.plain_pickle import Builder, SmallUnpickler
 
 ROWS = "token_embedding.rows"
@@ -80,13 +80,6 @@ def read_weights(path: str | Path) -> WeightsFile:
         except Exception as error:  # a damaged archive raises many kinds
             raise _damaged(path) from error
     return _finish(path, _read_torch(path))
-
-
-def write_compact(path: str | Path, tensors: Mapping[str, Tensor], rows: Tensor) -> None:
-    """Write ``tensors``, whose token embedding is complete, with only the vocabulary ``rows`` [R] of it."""
-    rows = rows.to(torch.int64).unique()
-    compact = {**tensors, EMBEDDING: tensors[EMBEDDING][rows], ROWS: rows}
-    write_tensors_atomic(path, compact)
 
 
 def expand_rows(path: str | Path, compact: Tensor, rows: Tensor, vocabulary: int) -> Tensor:
