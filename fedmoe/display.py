@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn, Task, TaskID
+from rich.progress import Progress, ProgressColumn, Task
 from rich.text import Text
 
 from fedmoe.errors import printable
@@ -49,39 +48,13 @@ class Words(ProgressColumn):
         return plain(task.description if self._field == "title" else str(task.fields.get(self._field, "")), self._style)
 
 
-class Bars:
-    """Live bars below the lines of a terminal. Elsewhere there are none, ``live`` is False, and lines must do.
+class Bars(Progress):
+    """Live bars below the lines of a terminal. Elsewhere there are none, ``disable`` is True, and lines must do.
 
     Args:
         columns: rich's columns, and ``Words`` for text.
     """
 
     def __init__(self, console: Console, *columns: ProgressColumn) -> None:
-        self._bars = Progress(*columns, console=console, transient=True) if console.is_terminal else None
-        if self._bars is not None:
-            self._bars.start()
-
-    @property
-    def live(self) -> bool:
-        return self._bars is not None
-
-    def add(self, title: str = "", total: float | None = None, completed: float = 0, **fields: Any) -> TaskID:
-        """A new bar; what it is called by."""
-        if self._bars is None:
-            return TaskID(0)
-        return self._bars.add_task(title, total=total, completed=int(completed), **fields)
-
-    def update(self, bar: TaskID, **changes: Any) -> None:
-        """Change what ``add`` was given."""
-        if self._bars is not None:
-            self._bars.update(bar, **changes)
-
-    def remove(self, bar: TaskID) -> None:
-        if self._bars is not None:
-            self._bars.remove_task(bar)
-
-    def close(self) -> None:
-        """Take the bars off the screen; more than one call does no harm."""
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars = None
+        super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _LONGEST_WORD = 300  # characters; longer words are cut in a message
 
@@ -32,6 +32,11 @@ def printable(text: str) -> str:
     Line breaks stay. Whatever comes from outside passes through here before it is printed.
     """
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def some(items: Sequence[str], most: int = 5, separator: str = ", ") -> str:
+    """The first ``most`` items, and how many more there are: ``"a, b and 3 more"``."""
+    return separator.join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def did_you_mean(value: str, choices: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ import jsonargparse
 import pytest
 
 from fedmoe import cli
-from fedmoe.cli.settings import GROUPS
+from fedmoe.cli.settings import GROUPS, as_plain
 from fedmoe.cli.values import REQUIRED, known_subclasses, settings_of
 from fedmoe.data import IID, DataSet, Dirichlet, Partition
 from fedmoe.errors import UserError
@@ -388,6 +388,27 @@ def test_numbers_in_scientific_notation():
     assert parsed("--optim.prompt_lr=1e-3").optim.prompt_lr == 0.001
     assert parsed("--config=a.yaml", a="optim: {prompt_lr: 1e-3}").optim.prompt_lr == 0.001
     assert parsed("--partition.alpha=2E2").partition.init_args.alpha == 200.0
+
+
+def test_a_file_of_settings_may_be_a_pipe():
+    """As in ``--config <(command)``: it can be read only once."""
+    reading, writing = os.pipe()
+    os.write(writing, b"federation: {rounds: 4}\npartition: IID\n")
+    os.close(writing)
+    settings = parsed(f"--config=/dev/fd/{reading}", "--federation.clients=3")
+    os.close(reading)
+    assert (settings.federation.rounds, settings.federation.clients) == (4, 3)
+    assert settings.partition.class_path == "fedmoe.data.IID"
+
+
+def test_null_for_a_setting_within_a_group_of_a_class():
+    assert parsed("--data=Digits", "--data.subset.classes=null").data.init_args.subset.classes is None
+
+
+def test_a_class_without_settings_is_written_alike_wherever_it_is_chosen():
+    alone, listed = parsed("--method=PromptFL"), parsed("--methods=[PromptFL]")
+    assert as_plain(alone)["method"] == {"class_path": "fedmoe.methods.PromptFL", "init_args": {}}
+    assert as_plain(listed, 0)["method"] == as_plain(alone)["method"]
 
 
 def test_valid_settings_pass():

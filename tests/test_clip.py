@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from fedmoe.config import ClipConfig
 from fedmoe.errors import UserError
+from fedmoe.io import write_tensors_atomic
 from fedmoe.models.clip import FrozenCLIP
-from fedmoe.readers.weights import read_weights, write_compact
+from fedmoe.readers.weights import ROWS, read_weights
 
 State = dict[str, Tensor]
 
@@ -86,7 +87,7 @@ def save_legacy(state: State, path: Path) -> None:
 
 
 def save_compact(state: State, path: Path) -> None:
-    write_compact(path, state, torch.arange(49408))
+    write_tensors_atomic(path, {**state, ROWS: torch.arange(49408)})
 
 
 WRITERS: dict[str, Callable[[State, Path], None]] = {

@@ -257,6 +257,15 @@ def test_groups_are_told_apart_by_the_settings_in_which_they_differ(
     capsys.readouterr()
 
 
+def test_an_empty_init_args_is_no_difference(runs: Path, tmp_path: Path) -> None:
+    assert yaml.safe_load((runs / "a1/config.yaml").read_text())["method"]["init_args"] == {}
+    bare = change(runs / "a0", tmp_path / "a0", method={"class_path": "fedmoe.methods.PromptFL"})
+    compared = [bare, runs / "a1", runs / "b0", runs / "b1"]
+    assert main(["compare", *map(str, compared), f"--output={tmp_path / 'out'}"]) == 0
+    found = [(row["group"], row["seeds"]) for row in rows(tmp_path / "out/comparison.csv")]
+    assert found == [("PromptFL", "0 1"), ("pFedMoAP", "0 1")]
+
+
 def sentence(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
     assert main(args) == 2

@@ -162,3 +162,15 @@ def test_a_client_whose_images_are_all_damaged_is_refused(clip, config, photos):
     config = replace(config, damaged="skip")
     with pytest.raises(UserError, match=r"Client 1 has no training examples: all .* of its images cannot be read"):
         prepare(photos, Dirichlet(1.0, 2), clip, FederationConfig(clients=3), config, seed=1)
+
+
+def test_the_warning_names_five_damaged_images_and_the_features_all(clip, config, photos, caplog):
+    paths = [str(path) for path in photos.files["train"]]
+    for path in photos.files["train"][2:9]:
+        cut(path)
+    found = extracted(clip, photos.train, replace(config, damaged="skip"))
+    assert list(found.damaged) == [2, 3, 4, 5, 6, 7, 8]
+    assert [path in why for path, why in zip(paths[2:9], found.damaged.values(), strict=True)] == [True] * 7
+    (warning,) = caplog.messages
+    assert "7 of 12 images cannot be read" in warning and warning.endswith(" and 2 more")
+    assert [path in warning for path in paths] == [False] * 2 + [True] * 5 + [False] * 5

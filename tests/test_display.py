@@ -90,23 +90,22 @@ def test_bars_show_words_as_they_are() -> None:
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=200, color_system=None)
     bars = Bars(console, Words(style="bold"), BarColumn(10), Words("text"))
-    assert bars.live
-    bar = bars.add(f"title {HOSTILE}", total=2)
+    assert not bars.disable
+    bar = bars.add_task(f"title {HOSTILE}", total=2)
     bars.update(bar, completed=1, text=f"text {HOSTILE}")
-    assert bars._bars is not None
-    bars._bars.refresh()
+    bars.refresh()
     shown = output.getvalue()
     assert f"title {SHOWN}" in shown and f"text {SHOWN}" in shown
     assert "\033]" not in shown and "\a" not in shown
-    bars.remove(bar)
-    bars.close()
-    bars.close()
+    bars.remove_task(bar)
+    bars.stop()
+    bars.stop()
 
 
 def test_where_there_is_no_terminal_there_are_no_bars() -> None:
     output = io.StringIO()
     console = Console(file=output)
     bars = Bars(console, Words())
-    bars.update(bars.add("title", total=1), completed=1)
-    bars.close()
-    assert not bars.live and output.getvalue() == ""
+    bars.update(bars.add_task("title", total=1), completed=1)
+    bars.stop()
+    assert bars.disable and output.getvalue() == ""

@@ -80,6 +80,24 @@ def test_prompts_that_do_not_come_back_are_no_reason_to_warn(
     assert counting.encoded == 12 and caplog.records == []
 
 
+def test_the_memory_of_evicted_prompts_is_bounded(
+    learner: Counting, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedmoe.client.text_cache._REMEMBERED", 3)
+    cache = TextCache(learner, limit_mib=1)  # room for four
+    prompts = prompts_like(learner, 10)
+    for prompt in prompts:  # 0 to 5 are evicted; 3, 4 and 5 are remembered
+        cache(prompt)
+    assert len(cache._dropped) == 3
+    cache(prompts[2])  # evicts 6, remembered in place of 3
+    assert caplog.records == []
+    cache(prompts[4])
+    assert len(caplog.records) == 1 and TOO_SMALL.format(1, 4) in caplog.text
+    for prompt in prompts:
+        cache(prompt)
+    assert not cache._dropped and len(caplog.records) == 1  # no more is needed of them
+
+
 def test_a_single_prompt_is_kept_whatever_its_size(learner: Counting, caplog: pytest.LogCaptureFixture) -> None:
     counting, (a, b) = learner, prompts_like(learner, 2)
     cache = TextCache(counting, limit_mib=0)

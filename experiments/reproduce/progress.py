@@ -98,15 +98,15 @@ class Display:
         self._told: dict[str, int] = {}
         self._tasks: dict[str, TaskID] = {}
         self._bars = Bars(console, Words(style="bold"), BarColumn(24), Words("text"))
-        self._all = self._bars.add(title, total=1.0)
+        self._all = self._bars.add_task(title, total=1.0)
 
     def start(self, run: Run) -> None:
         """A run begins, or goes on."""
         at, _ = last_round(run)
         self.running[run.name] = Running(run, time.monotonic(), max(0, at))
         self._told[run.name] = -1 if at < 0 else 4 * at // max(1, run.rounds)
-        self._tasks[run.name] = self._bars.add(f"  {run.name}", total=max(1, run.rounds), text="starting")
-        if not self._bars.live:
+        self._tasks[run.name] = self._bars.add_task(f"  {run.name}", total=max(1, run.rounds), text="starting")
+        if self._bars.disable:
             self._line(f"{run.name}: started" if at < 0 else f"{run.name}: goes on after round {at}")
 
     def end(self, run: Run, why: str = "") -> None:
@@ -115,7 +115,7 @@ class Display:
         self.finished += not why
         self.failed += bool(why)
         self.estimate.ended(one, now, not why)
-        self._bars.remove(self._tasks.pop(run.name))
+        self._bars.remove_task(self._tasks.pop(run.name))
         accuracy = last_round(run)[1]
         how = f"FAILED, {why}" if why else "finished" if accuracy is None else f"{accuracy:.2f} %"
         self._line(f"{run.name}: {how}, {_span(now - one.start)} ({self._overall()})")
@@ -127,18 +127,18 @@ class Display:
             if one.ready is None and at >= one.before:
                 one.ready = time.monotonic()
             text = f"round {at}/{one.run.rounds}" + (f", {accuracy:.1f} %" if accuracy is not None else "")
-            if self._bars.live:
+            if not self._bars.disable:
                 if at >= 0:
                     self._bars.update(self._tasks[name], completed=at, text=text)
             elif at >= 0 and (quarter := 4 * at // max(1, one.run.rounds)) > self._told[name]:
                 self._told[name] = quarter
                 self._line(f"{name}: {text} ({self._overall()})")
-        if self._bars.live:
+        if not self._bars.disable:
             self._bars.update(self._all, completed=self.estimate.done(), text=self._overall())
 
     def close(self) -> None:
         """Take the bars off the screen."""
-        self._bars.close()
+        self._bars.stop()
 
     def _overall(self) -> str:
         left = self.estimate.left(list(self.running.values()), time.monotonic())

@@ -21,8 +21,8 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the settings'
 class CommandParser:
     """Parses the arguments of a command.
 
-    Every setting is first read by ``Reader``, which stops at the first mistake; jsonargparse's parser, which takes
-    longer to build, is built when there is none, and for help. Options are never abbreviated. Where a later setting
+    ``Reader`` reads every setting, and stops at the first mistake; jsonargparse's parser, which takes longer to build,
+    is built when there is none, for what was read, and for help. Options are never abbreviated. Where a later setting
     chooses another class, so that settings of the former one no longer apply, one line on stderr says so.
 
     Args:
@@ -75,14 +75,15 @@ class CommandParser:
         """
         args = [*self.preset, *args]
         reader = Reader(self.name, self.options, self.positionals, bool(self.preset))
-        notes = reader.read(args)
-        listed = [args[i] for i in reader.places]  # argparse takes them in one piece only, and not behind options
-        args = listed + [arg for i, arg in enumerate(args) if i not in reader.places]
+        read = reader.read(args)
         try:
-            parsed = self.jsonargparse.parse_args(args)
+            parsed = self.jsonargparse.parse_args(args) if read is None else self.jsonargparse.parse_object(read)
         except ArgumentError as error:  # what the reader let pass: in jsonargparse's words
             raise sentence(str(error)) from error
-        for note in notes:
+        for value in vars(parsed).values():
+            if isinstance(value, Namespace) and "class_path" in value and "init_args" not in value:
+                value.init_args = Namespace()  # of a class without settings, so that it is written alike everywhere
+        for note in reader.notes:
             print(printable(note), file=sys.stderr)
         return parsed
 

@@ -2,8 +2,8 @@
 
 jsonargparse decides what is valid, but answers in its own terms and without the line of a file. Here, file, line, key,
 class and value are known. Which keys and classes there are follows from the types of the settings alone, and whether a
-value fits its type is left to jsonargparse, so the two cannot disagree. Two things that jsonargparse accepts silently
-are refused: a key given twice in a YAML file, and null for a setting that cannot be null.
+value fits its type is left to jsonargparse, which also gets what was read, as one object. Two things that it accepts
+silently are refused: a key given twice in a YAML file, and null for a setting that cannot be null.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ _SPEC = {"class_path", "init_args"}  # how jsonargparse writes a class with its 
 
 @dataclass
 class _Choice:
-    """The class that a key holds, the base it must have, and those of its settings that were given."""
+    """The class that a key holds and the name it was given by, the base it must have, and its settings."""
 
+    name: str
     owner: type
     base: type
     given: dict[str, Any] = field(default_factory=dict)
@@ -51,41 +52,63 @@ class Reader:
     ) -> None:
         self.command, self.options, self.takes_files = command, options, takes_files
         self.expected = list(positionals.items())
-        self.listed: tuple[str, Any] | None = None  # the list that takes all further tokens, and its items' type
-        self.places: list[int] = []  # of the tokens in a list
-        self.count = 0  # of the command line's tokens
         self.rest: list[str] = []  # of the command line
+        self.given: dict[str, Any] = {}  # the command's own settings
         self.chosen: dict[str, _Choice] = {}
         self.lengths: dict[str, int] = {}  # of lists of classes
         self.file: Path | None = None
         self.where = ""  # file and line, as the sentence begins
         self.notes: list[str] = []
 
-    def read(self, args: Sequence[str]) -> list[str]:
-        """One line for each class whose settings were dropped; reading ends where help is asked for.
+    def read(self, args: Sequence[str]) -> dict[str, Any] | None:
+        """The settings that were given, nested as in a file; None where help or the settings are to be printed.
+
+        ``notes`` then has one line for each class whose settings were dropped.
 
         Raises:
             UserError: the first mistake.
         """
-        self.rest, self.count = list(args), len(args)
+        self.rest = list(args)
         while self.rest:
             token = self.rest.pop(0)
             if token.partition("=")[0] in ("-h", "--help"):
-                return []
+                return None
             if _is_option(token):
                 self._option(*token.partition("="))
                 if token.partition("=")[0].endswith(".help"):
-                    return []
+                    return None
             else:
                 self._positional(token)
-        for name, setting in self.expected[:1]:
-            raise sentence(f"The command {self.command} needs {name} ({setting.help}); none is given.")
+        for name, setting in self.expected:
+            if name not in self.given:
+                raise sentence(f"The command {self.command} needs {name} ({setting.help}); none is given.")
         for key, choice in self.chosen.items():
             for name, setting in settings_of(choice.owner).items():
                 if setting.default is REQUIRED and name not in choice.given:
                     needed = values.valid_in_words(setting.hint)
                     raise sentence(f"{key}.{name} is not set; {choice.owner.__name__} needs {needed}.")
-        return self.notes
+        return None if any(arg.partition("=")[0] == "--print_config" for arg in args) else self._nested("")
+
+    def _nested(self, key: str) -> dict[str, Any]:
+        """The settings that were given for a key, with classes as jsonargparse writes them."""
+        nested: dict[str, Any] = {}
+        for name, value in self._given(key).items():
+            full, (*groups, last), inner = _full(key, name), name.split("."), nested
+            for group in groups:
+                inner = inner.setdefault(group, {})
+            if full in self.lengths:
+                inner[last] = [self._class_with_settings(f"{full}[{i}]") for i in range(self.lengths[full])]
+            elif full in self.chosen:
+                inner[last] = self._class_with_settings(full)
+            else:
+                inner[last] = values.plain_copy(value)
+        return nested
+
+    def _class_with_settings(self, key: str) -> dict[str, Any]:
+        return {"class_path": self.chosen[key].name, "init_args": self._nested(key)}
+
+    def _given(self, key: str) -> dict[str, Any]:
+        return self.chosen[key].given if key else self.given
 
     def _option(self, option: str, equals: str, text: str) -> None:
         if option == "--print_config":
@@ -101,23 +124,21 @@ class Reader:
             raise sentence(f"{option} is not a known option", _suggest(self._near(option[1:]), "--"))
 
     def _positional(self, token: str) -> None:
-        if self.listed is None and self.expected and get_origin(self.expected[0][1].hint) is list:
-            name, setting = self.expected.pop(0)
-            self.listed = name, get_args(setting.hint)[0]
-        if self.listed is not None:
-            self.places.append(self.count - len(self.rest) - 1)
-            name, hint = self.listed
-            if not fits(hint, Text(token)):
-                raise self._wrong(name, token, hint)
-            return
         if not self.expected:
             name, equals, text = token.partition("=")
             near = self._near(name) if equals else []
             end = _suggest([f"{known}={text}" for known in near], "--")
             raise sentence(f"{token!r} is not expected; settings are written --key=value", end)
-        name, setting = self.expected.pop(0)
-        if not fits(setting.hint, Text(token)):
-            raise self._wrong(name, token, setting.hint)
+        name, setting = self.expected[0]
+        is_list = get_origin(setting.hint) is list
+        hint = get_args(setting.hint)[0] if is_list else setting.hint
+        if not fits(hint, token):
+            raise self._wrong(name, token, hint)
+        if is_list:
+            self.given.setdefault(name, []).append(token)
+        else:
+            self.given[name] = token
+            self.expected.pop(0)
 
     def _config(self, value: Any) -> None:
         if value is _NOTHING or not value:
@@ -179,8 +200,8 @@ class Reader:
             raise self._wrong(full, value, hint)
         else:
             self._class(full, base, value)
-        if key and not rest:
-            self.chosen[key].given[head] = value
+        if not rest or head not in self._given(key):
+            self._given(key)[head] = value
 
     def _settings(self, key: str) -> Mapping[str, Setting]:
         return settings_of(self.chosen[key].owner) if key else self.options
@@ -234,12 +255,12 @@ class Reader:
             raise self._wrong(key, name, base, ", which is not found" if "." in str(name) else "")
         if not values.can_be_built(owner, base):
             raise self._wrong(key, name, base, f", which is no {base.__name__} to build")
-        old = self.chosen.get(key, _Choice(owner, base))
+        old = self.chosen.get(key, _Choice(name, owner, base))
         if old.owner is not owner:
             self._forget(key)
         settings = settings_of(owner)
         kept = {n: v for n, v in old.given.items() if n in settings and fits(settings[n].hint, v)}
-        self.chosen[key] = _Choice(owner, base, kept)
+        self.chosen[key] = _Choice(str(name), owner, base, kept)
         if dropped := ", ".join(f"{n}={v}" for n, v in old.given.items() if n not in kept):
             lost = f"the settings of {old.owner.__name__} ({dropped}) no longer apply"
             self.notes.append(f"{key} is {owner.__name__} now; {lost}.")

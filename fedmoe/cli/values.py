@@ -30,6 +30,11 @@ class Text(str):
     """A value as it stands on the command line."""
 
 
+def plain_copy(value: Any) -> Any:
+    """A copy that jsonargparse may write to, and may give to a YAML reader that knows no kind of text but ``str``."""
+    return str(value) if isinstance(value, str) else copy.deepcopy(value)
+
+
 class Setting(NamedTuple):
     """Type, default and help of a setting; the default is ``REQUIRED`` where the setting has none."""
 
@@ -145,10 +150,7 @@ def fits(hint: Any, value: Any) -> bool:
     if type(value) is hint:
         return _usable(value)
     try:
-        if isinstance(value, Text):
-            taken = _probe(hint).parse_args([f"--value={value}"])
-        else:
-            taken = _probe(hint).parse_object({"value": copy.deepcopy(value)})
+        taken = _probe(hint).parse_object({"value": plain_copy(value)})
     except Exception:
         return False
     return _usable(taken.value)

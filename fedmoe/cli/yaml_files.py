@@ -1,4 +1,4 @@
-"""YAML files of settings, whose keys know their lines; jsonargparse reads the files again for the values."""
+"""YAML files of settings, whose keys know their lines."""
 
 from __future__ import annotations
 

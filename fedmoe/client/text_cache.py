@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedmoe.models.prompt import PromptLearner
 
+_REMEMBERED = 2**16  # evicted keys, of some 100 bytes each
 log = logging.getLogger(__name__)
 
 
@@ -34,7 +35,7 @@ class TextCache:
         self._prompts = prompts
         self._limit_mib = limit_mib
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
-        self._dropped: set[bytes] = set()  # keys that were evicted for lack of space
+        self._dropped: OrderedDict[bytes, None] = OrderedDict()  # keys evicted last, until the warning
         self._warned = False
 
     def __call__(self, prompt: Tensor) -> Tensor:
@@ -50,12 +51,21 @@ class TextCache:
             self._features[key] = features
             room = max(1, self._limit_mib * 2**20 // max(1, features.nbytes))
             while len(self._features) > room:
-                self._dropped.add(self._features.popitem(last=False)[0])
+                self._drop()
         return self._features[key].to(start.device)
+
+    def _drop(self) -> None:
+        """Evict the prompt unused for longest; remember it for the warning that it was needed again."""
+        key, _ = self._features.popitem(last=False)
+        if not self._warned:
+            self._dropped[key] = None
+        if len(self._dropped) > _REMEMBERED:
+            self._dropped.popitem(last=False)
 
     def _warn_if(self, again: bool) -> None:
         if again and not self._warned:
             self._warned = True
+            self._dropped.clear()
             log.warning(
                 "runtime.text_cache_mib = %d holds the text features of only %d prompts at once, and prompts are being "
                 "encoded again; a larger value saves that time.",

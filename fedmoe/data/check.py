@@ -10,8 +10,8 @@ import numpy as np
 
 from fedmoe.data.base import DataSet, Split, check_dataset
 from fedmoe.data.sets.image_files import IMAGE_FORMATS
+from fedmoe.errors import some
 
-_NAMED = 5  # files named of those that are missing or damaged
 _CLASSES = 20  # class names shown
 
 
@@ -45,7 +45,7 @@ def check(dataset: DataSet, headers: bool = False) -> CheckReport:
     lines = [
         f"{dataset.name}: {len(raw.train)} training and {len(raw.test)} test examples, {len(raw.class_names)} classes"
         + (f", {len(raw.domain_names)} domains" if raw.domain_names else ""),
-        f"Classes: {_shortened(raw.class_names, _CLASSES)}",
+        f"Classes: {some(raw.class_names, _CLASSES)}",
     ]
     problems = _compare_sizes(dataset, lines)
     lines += _per_domain(raw.domain_names, parts)
@@ -91,7 +91,7 @@ def _per_domain(names: Sequence[str], parts: Sequence[tuple[str, Split]]) -> lis
 def _empty_classes(names: Sequence[str], train: Split) -> list[str]:
     counts = np.bincount(train.labels, minlength=len(names))
     empty = [name for name, count in zip(names, counts, strict=True) if not count]
-    return [f"{len(empty)} of {len(names)} classes have no training example: {_shortened(empty)}."] if empty else []
+    return [f"{len(empty)} of {len(names)} classes have no training example: {some(empty)}."] if empty else []
 
 
 def _check_files(parts: Sequence[tuple[str, Split]], headers: bool, lines: list[str]) -> list[str]:
@@ -103,12 +103,12 @@ def _check_files(parts: Sequence[tuple[str, Split]], headers: bool, lines: list[
     paths = [path for _, split in parts for path in split.paths or ()]
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
-        problems.append(f"{len(missing)} of {len(paths)} image files are missing: {_shortened(missing)}.")
+        problems.append(f"{len(missing)} of {len(paths)} image files are missing: {some(missing)}.")
     else:
         lines.append(f"Files: all {len(paths)} are there")
     both = set(parts[0][1].paths or ()).intersection(parts[1][1].paths or ())
     if both:
-        problems.append(f"{len(both)} files are training and test images at once: {_shortened(sorted(both))}.")
+        problems.append(f"{len(both)} files are training and test images at once: {some(sorted(both))}.")
     return problems + (_check_headers(parts, lines) if headers else [])
 
 
@@ -131,11 +131,6 @@ def _check_headers(parts: Sequence[tuple[str, Split]], lines: list[str]) -> list
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what PIL raises on bad headers
                 damaged.append(path or f"{part} example {i}")
     if damaged:
-        return [f"{len(damaged)} of {checked} images cannot be read: {_shortened(damaged)}."]
+        return [f"{len(damaged)} of {checked} images cannot be read: {some(damaged)}."]
     lines.append(f"Headers: all {checked} images can be read")
     return []
-
-
-def _shortened(items: Sequence[str], most: int = _NAMED) -> str:
-    shown = ", ".join(items[:most])
-    return shown if len(items) <= most else f"{shown}, ... and {len(items) - most} more"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.filesize import pick_unit_and_suffix
 from rich.table import Table
 
 from fedmoe.config import FeatureConfig, ViewsConfig
@@ -195,12 +196,8 @@ def find(cfg: FeatureConfig, key: str) -> CacheEntry:
 
 def size_text(count: int) -> str:
     """Bytes in words."""
-    value, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            break
-        value /= 1024 if unit != "GiB" else 1
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+    factor, unit = pick_unit_and_suffix(count, ["B", "KiB", "MiB", "GiB"], 1024)
+    return f"{count} B" if unit == "B" else f"{count / factor:.1f} {unit}"
 
 
 def age_text(seconds: float) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fedmoe.config import FeatureConfig, ViewsConfig
 from fedmoe.data.base import DataSet, Split
+from fedmoe.errors import some
 from fedmoe.features.cache import FeatureCache
 from fedmoe.features.extraction import Encoder, Extraction, ImageReader, Progress
 from fedmoe.features.views import Inputs, PlainInputs, ReadOnlyInputs, ViewInputs
@@ -123,7 +124,7 @@ def extract_features(
         report(count, count)
     damaged = {i: f"{state.reader.label(i)} ({why})" for i, why in sorted(state.damaged.items())}
     if damaged:
-        named = "; ".join(damaged.values())
+        named = some(list(damaged.values()), separator="; ")
         log.warning(
             "%s: %d of %d images cannot be read and are left out: %s", state.reader.name, len(damaged), count, named
         )

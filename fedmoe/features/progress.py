@@ -26,15 +26,12 @@ class RateColumn(ProgressColumn):
 @contextmanager
 def extraction_progress(console: Console, title: str = "image features") -> Iterator[Callable[[int, int], None]]:
     """A function ``progress(images done, images in all)`` that shows both and the images/s while the block lasts."""
-    bars = Bars(console, Words(), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
-    try:
-        if bars.live:
-            bar = bars.add(title)
-            yield lambda done, total: bars.update(bar, completed=done, total=total)
-        else:
+    with Bars(console, Words(), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn()) as bars:
+        if bars.disable:
             yield _Lines(console, title)
-    finally:
-        bars.close()
+        else:
+            bar = bars.add_task(title, total=None)
+            yield lambda done, total: bars.update(bar, completed=done, total=total)
 
 
 class _Lines:

@@ -65,6 +65,9 @@ class Callback:
     def on_run_end(self, run: FederationView) -> None:
         """After the last round."""
 
+    def close(self) -> None:
+        """Release files, threads and the terminal, also after an error; may be called more than once."""
+
 
 class RunLog(Callback):
     """Appends to rounds.jsonl, clients.jsonl and, where a client fails, failures.jsonl in the run folder.
@@ -140,7 +143,7 @@ class ProgressDisplay(Callback):
                 *(Words(style="bold"), BarColumn(bar_width=24), MofNCompleteColumn(), Words("text")),
                 *(TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()),
             )
-            self._bar = self._bars.add(self.label, total=run.config.rounds, completed=finished)
+            self._bar = self._bars.add_task(self.label, total=run.config.rounds, completed=finished)
 
     def on_client_end(self, run: FederationView, context: RoundContext, client_id: int, loss: float) -> None:
         self._trained += 1
@@ -176,7 +179,7 @@ class ProgressDisplay(Callback):
     def close(self) -> None:
         """Take the bar off the screen; also after an error."""
         if self._bars is not None:
-            self._bars.close()
+            self._bars.stop()
             self._bars = None
 
     def _left(self) -> str:

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmoe.errors import UserError
-from fedmoe.io import open_regular, write_tensors_atomic
+from fedmoe.errors import UserError, some
+from fedmoe.io import open_regular
 from fedmoe.readers.plain_pickle import Builder, SmallUnpickler
 
 ROWS = "token_embedding.rows"
@@ -82,13 +82,6 @@ def read_weights(path: str | Path) -> WeightsFile:
     return _finish(path, _read_torch(path))
 
 
-def write_compact(path: str | Path, tensors: Mapping[str, Tensor], rows: Tensor) -> None:
-    """Write ``tensors``, whose token embedding is complete, with only the vocabulary ``rows`` [R] of it."""
-    rows = rows.to(torch.int64).unique()
-    compact = {**tensors, EMBEDDING: tensors[EMBEDDING][rows], ROWS: rows}
-    write_tensors_atomic(path, compact)
-
-
 def expand_rows(path: str | Path, compact: Tensor, rows: Tensor, vocabulary: int) -> Tensor:
     """The whole token embedding [vocabulary, w] of a compact file: its [R, w] at ``rows``, zero elsewhere."""
     if compact.ndim != 2:
@@ -113,10 +106,10 @@ def require_model_fit(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor
     """
     missing = [key for key in needed if key not in tensors and not key.endswith("num_batches_tracked")]
     if missing:
-        raise UserError(f"The weights file {path} lacks {_some(missing)}, which {model} needs.")
+        raise UserError(f"The weights file {path} lacks {some(missing, 1)}, which {model} needs.")
     unexpected = [key for key in tensors if key not in needed]
     if unexpected:
-        raise UserError(f"The weights file {path} holds {_some(unexpected)}, which {model} does not have.")
+        raise UserError(f"The weights file {path} holds {some(unexpected, 1)}, which {model} does not have.")
     for key, tensor in tensors.items():
         if tensor.shape != needed[key].shape:
             raise UserError(
@@ -129,10 +122,6 @@ def require_model_fit(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor
             )
         if not bool(torch.isfinite(tensor.float()).all()):
             raise UserError(f"In the weights file {path}, {key} is not finite; valid are finite numbers.")
-
-
-def _some(keys: list[str]) -> str:
-    return keys[0] + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
 
 
 def _finish(path: Path, tensors: Any, openai: bool = False) -> WeightsFile:

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmoe.errors import UserError, did_you_mean, printable
+from fedmoe.display import say
+from fedmoe.errors import UserError, did_you_mean, some
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,7 +71,7 @@ def _report_run(run: Run, console: Console, suffixes: Sequence[str]) -> None:
     except OSError as error:
         raise UserError(_not_written(run.path, error)) from None
     tables.show(tables.run_table(run), console)
-    _tell(console, f"Plots: {run.path / 'plots'}")
+    say(console, f"  Plots: {run.path / 'plots'}")
 
 
 def _report_comparison(comparison: Comparison, console: Console, suffixes: Sequence[str]) -> None:
@@ -100,7 +101,7 @@ def _report_comparison(comparison: Comparison, console: Console, suffixes: Seque
     except OSError as error:
         raise UserError(_not_written(path, error)) from None
     tables.show(table, console)
-    _tell(console, (f"Plots: {path / 'plots'}; table: " if figures else "Table: ") + str(path / "comparison.md"))
+    say(console, (f"  Plots: {path / 'plots'}; table: " if figures else "  Table: ") + str(path / "comparison.md"))
 
 
 def _plot_files(path: Path, figures: Mapping[str, Chart], suffixes: Sequence[str]) -> dict[Path, Chart]:
@@ -109,10 +110,6 @@ def _plot_files(path: Path, figures: Mapping[str, Chart], suffixes: Sequence[str
 
     places = {path / "plots" / f"{name}{suffix}": figure for name, figure in figures.items() for suffix in suffixes}
     return {require_own(path, place): figure for place, figure in places.items()}
-
-
-def _tell(console: Console, line: str) -> None:
-    console.print(f"  {printable(line)}", markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def _not_written(path: Path, error: OSError) -> str:
@@ -126,7 +123,7 @@ def neither_sentence(path: Path) -> str:
     valid = "a run folder (with rounds.jsonl) {} a comparison folder (with comparison.json)"
     inside = _reportable(path)
     if inside:
-        return f"{path} is a folder of runs; valid is one of them: {_some(inside.values())}."
+        return f"{path} is a folder of runs; valid is one of them: {some([*map(str, inside.values())])}."
     near = {**_reportable(Path("runs")), **_reportable(path.parent)}
     hint = did_you_mean(path.name, near)
     for name, folder in near.items():
@@ -144,9 +141,3 @@ def _reportable(folder: Path) -> dict[str, Path]:
         return {child.name: child for child in sorted(folder.iterdir()) if is_run(child) or is_comparison(child)}
     except OSError:
         return {}
-
-
-def _some(paths: Iterable[Path], most: int = 5) -> str:
-    """The first paths, and how many more there are."""
-    names = [str(path) for path in paths]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

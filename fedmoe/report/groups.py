@@ -166,7 +166,9 @@ def _read(folder: Path) -> tuple[Run, int, dict[str, Any]]:
     kept = {
         key: value
         for key, value in flat.items()
-        if key not in _NOT_OF_THE_GROUP_EXACTLY and not key.startswith(_NOT_OF_THE_GROUP)
+        if key not in _NOT_OF_THE_GROUP_EXACTLY
+        and not key.startswith(_NOT_OF_THE_GROUP)
+        and (value or not key.endswith(".init_args"))  # of a class without settings; not written by every version
     }
     return run, run.settings.seed, kept
 

@@ -33,10 +33,7 @@ def show_partition(summary: dict[str, Any], picture: str | os.PathLike[str] | No
     """
     if picture is not None:
         try:
-            train, test = _counts(summary)
-            domains = tuple(summary["domains"]) if summary.get("domains") else None
-            labels = LabelCounts(tuple(summary["class_names"]), train, test, domains)
-            save(label_distribution(labels, test=True), Path(picture))
+            save(label_distribution(LabelCounts.of(summary), test=True), Path(picture))
         except OSError as error:
             where = f"The picture {picture} cannot be written: {error.strerror}"
             raise UserError(f"{where}; valid is a file in a folder that can be written to.") from error
@@ -45,8 +42,9 @@ def show_partition(summary: dict[str, Any], picture: str | os.PathLike[str] | No
 
 def partition_text(summary: dict[str, Any], max_rows: int = 40) -> str:
     """A table with a row for each client, at most ``max_rows`` of them, and a few lines about all of them."""
-    names, (train, test) = [printable(name) for name in summary["class_names"]], _counts(summary)
-    domains = [printable(name) for name in summary.get("domains") or ()]
+    labels = LabelCounts.of(summary)
+    train, test, names = labels.train, labels.test, [printable(name) for name in labels.class_names]
+    domains = [printable(name) for name in labels.domains or ()]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("client", justify="right")
     if domains:
@@ -91,9 +89,3 @@ def _largest(counts: np.ndarray, names: list[str], number: int = 4) -> str:
     """The classes with most examples, with their shares: "three 40 %, seven 22 %"."""
     order = [c for c in np.argsort(-counts, kind="stable")[:number] if counts[c]]
     return ", ".join(f"{names[c]} {100 * counts[c] / counts.sum():.0f} %" for c in order)
-
-
-def _counts(summary: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Training and test counts, [N, C] each."""
-    shape = (-1, len(summary["class_names"]))
-    return tuple(np.asarray(summary[f"counts_{part}"], dtype=np.int64).reshape(shape) for part in ("train", "test"))  # type: ignore[return-value]

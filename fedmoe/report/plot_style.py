@@ -7,14 +7,13 @@ pyplot: there is no global state, and no display is needed.
 from __future__ import annotations
 
 import colorsys
-import functools
 import io
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -31,9 +30,6 @@ from PIL import Image
 from fedmoe.io import replacing
 from fedmoe.report.outside import one_line
 from fedmoe.report.run import Run
-
-P = ParamSpec("P")
-F = TypeVar("F", bound=Figure)
 
 WIDTH = 8.0  # inches
 # Okabe and Ito's palette and darker relatives: they can be told apart with any colour vision.
@@ -95,6 +91,9 @@ def style() -> Iterator[None]:
         yield
 
 
+styled = style()  # as a decorator: the function draws in this style
+
+
 class Chart(Figure):
     """A figure with a heading and a caption above it, in constrained layout, and what a page needs besides.
 
@@ -141,17 +140,6 @@ class Chart(Figure):
         axes.add_collection(strips, autolim=False)
         self.hover(strips, *words)
         self.hidden.add(str(strips.get_gid()))
-
-
-def styled(function: Callable[P, F]) -> Callable[P, F]:
-    """Make a function draw in this style."""
-
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> F:
-        with style():
-            return function(*args, **kwargs)
-
-    return wrapper
 
 
 # What says when and with what a file was made, by format.

@@ -52,11 +52,11 @@ class LabelCounts:
     domains: tuple[str, ...] | None  # [N]
 
     @classmethod
-    def of(cls, partition: PartitionSummary) -> LabelCounts:
-        train, test = (np.array(rows, dtype=np.int64) for rows in (partition.counts_train, partition.counts_test))
-        return cls(
-            tuple(partition.class_names), train, test, None if partition.domains is None else tuple(partition.domains)
-        )
+    def of(cls, partition: Mapping[str, Any]) -> LabelCounts:
+        """Of the contents of partition.json."""
+        train, test = (np.array(partition[f"counts_{part}"], dtype=np.int64) for part in ("train", "test"))
+        domains = partition.get("domains")
+        return cls(tuple(partition["class_names"]), train, test, None if domains is None else tuple(domains))
 
 
 class _Method(Record):
@@ -181,7 +181,7 @@ def read_run(path: Path) -> Run:
     require_format(path, oldest=1)
     if not (path / "rounds.jsonl").exists() and not (path / "summary.json").exists():
         raise NoRoundYet(f"{path} is a run that has finished no round yet; there is nothing to report.")
-    labels = LabelCounts.of(read_document(path / "partition.json", PartitionSummary))
+    labels = LabelCounts.of(read_document(path / "partition.json", PartitionSummary).to_json())
     rounds = tuple(read_rounds(path, notes))
     if not rounds:
         raise NoRoundYet(f"{path / 'rounds.jsonl'} holds no finished round yet; there is nothing to report.")

@@ -19,8 +19,6 @@ PAGE_WIDTH = 840  # pixels of a chart that is WIDTH inches wide
 
 _MARKS = ("path", "use", "text")
 _DROPPED = ("metadata", "style", "clipPath")
-# What a group passes on to its children; opacity is not among them, which is applied to the group as a whole.
-_INHERITED = ("fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-linecap", "stroke-linejoin")
 _NUMBER = re.compile(r"-?\d+\.\d+")
 _COLOUR = re.compile(r'\b(fill|stroke)="(#[0-9a-f]{6})"')
 
@@ -102,19 +100,6 @@ def _tidy(node: Element, prefix: str, hidden: set[str], *, defined: bool = False
         found["class"] = "hit"
     node.attrib.clear()
     node.attrib.update(found)
-    if node.tag == "g" and len(node) > 1:
-        _raise_common(node)
-
-
-def _raise_common(group: Element) -> None:
-    """Move to the group what all its children have in common."""
-    for key in _INHERITED:
-        values = {child.get(key) for child in group if child.tag != "defs"}
-        if len(values) == 1 and (value := values.pop()) is not None:
-            group.attrib.setdefault(key, value)
-            for child in group:
-                if child.tag != "defs":
-                    del child.attrib[key]
 
 
 def _written(node: Element) -> Html:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.filesize import pick_unit_and_suffix
 from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from fedmoe.errors import printable
+from fedmoe.errors import printable, some
 from fedmoe.report.comparison import Comparison
 from fedmoe.report.outside import markdown
 from fedmoe.report.run import Run
@@ -239,10 +240,8 @@ def _scores(last: RoundRecord, domains: Sequence[str]) -> list[float | None]:
 def format_bytes(number: float, like: float | None = None) -> str:
     """A number of bytes in decimal units: ``"12.3 kB"``; in the unit that suits ``like`` where that is given."""
     size = number if like is None else like
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{number / factor:.1f} {unit}"
-    return f"{number:.0f} B"
+    factor, unit = pick_unit_and_suffix(int(size), ["B", "kB", "MB", "GB"], 1000)
+    return f"{number:.0f} B" if unit == "B" else f"{number / factor:.1f} {unit}"
 
 
 _LAST_ROUND = "last round, not the best one"
@@ -278,4 +277,4 @@ def _failures(run: Run, most: int = 5) -> str:
         return f"round{'s' if len(rounds) > 1 else ''} {listed}"
 
     told = [f"{client} ({several(rounds)}: {reason})" for client, (rounds, reason) in run.failed.items()]
-    return "; ".join(told[:most]) + (f"; and {len(told) - most} more" if len(told) > most else "")
+    return some(told, most, "; ")

@@ -1,22 +1,18 @@
-"""Tables and pictures of single rounds, for the trackers. Everything is read from the run folder.
-
-Shape letters: N clients.
-"""
+"""Tables and pictures of single rounds, for the trackers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from fedmoe.federation.callbacks import FederationView
 from fedmoe.federation.evaluation import Evaluation
 from fedmoe.report.plot_style import image
 from fedmoe.report.plots import expert_assignment, expert_attention, label_distribution
-from fedmoe.report.run import LabelCounts, Run, read_run
+from fedmoe.report.run import LabelCounts, read_run
 from fedmoe.runs.records import RoundRecord
 
 _SCORE = ("round", "client", "domain", "accuracy", "correct", "total", "train_examples", "accuracy_others", "gate")
@@ -36,44 +32,27 @@ class Details:
         return self.evaluation if record.evaluated and wanted else None
 
     def table(self, run: FederationView, record: RoundRecord) -> tuple[Sequence[str], list[list[Any]]] | None:
+        """``CLIENT_COLUMNS``, and a row per client: accuracy in percent, experts as text."""
         evaluation = self.due(run, record)
-        return None if evaluation is None else (CLIENT_COLUMNS, client_rows(evaluation))
+        if evaluation is None:
+            return None
+        rows = []
+        for score in evaluation.clients:
+            experts = " ".join(map(str, evaluation.experts.get(str(score.client), [])))
+            rows.append([*(getattr(score, column) for column in CLIENT_COLUMNS[:-1]), experts])
+        return CLIENT_COLUMNS, rows
 
     def pictures(self, run: FederationView, record: RoundRecord) -> dict[str, Image.Image]:
-        evaluation = self.due(run, record)
-        if evaluation is None or not (evaluation.experts or evaluation.attention):
-            return {}
-        return {
-            f"experts/{name}": picture for name, picture in round_pictures(read_run(self.folder), evaluation).items()
-        }
+        """``experts/assignment`` and ``experts/attention``, as far as the method has them."""
+        evaluation, pictures = self.due(run, record), {}
+        if evaluation is not None and evaluation.experts:
+            experts = {int(client): ids for client, ids in evaluation.experts.items()}
+            chart = expert_assignment(experts, len(evaluation.clients), record.round)
+            pictures["experts/assignment"] = image(chart)
+        if evaluation is not None and evaluation.attention is not None:
+            pictures["experts/attention"] = image(expert_attention(read_run(self.folder)))
+        return pictures
 
     def labels(self, run: FederationView) -> Image.Image:
-        return labels_picture(run.clients)
-
-
-def client_rows(evaluation: Evaluation) -> list[list[Any]]:
-    """A row per client, with the columns ``CLIENT_COLUMNS``; accuracy in percent, experts as text."""
-    rows = []
-    for score in evaluation.clients:
-        experts = " ".join(map(str, evaluation.experts.get(str(score.client), [])))
-        rows.append([*(getattr(score, column) for column in CLIENT_COLUMNS[:-1]), experts])
-    return rows
-
-
-def labels_picture(summary: Mapping[str, Any]) -> Image.Image:
-    """Label distribution over clients; ``summary`` as in partition.json."""
-    train, test = (np.array(summary[key], dtype=np.int64) for key in ("counts_train", "counts_test"))
-    domains = None if summary["domains"] is None else tuple(summary["domains"])
-    return image(label_distribution(LabelCounts(tuple(summary["class_names"]), train, test, domains)))
-
-
-def round_pictures(run: Run, evaluation: Evaluation) -> dict[str, Image.Image]:
-    """``assignment`` and ``attention`` of the run's last round, as far as the method has them."""
-    pictures = {}
-    if evaluation.experts:
-        experts = {int(client): ids for client, ids in evaluation.experts.items()}
-        number = evaluation.clients[0].round
-        pictures["assignment"] = image(expert_assignment(experts, len(evaluation.clients), number))
-    if evaluation.attention is not None:
-        pictures["attention"] = image(expert_attention(run))
-    return pictures
+        """The label distribution over clients."""
+        return image(label_distribution(LabelCounts.of(run.clients)))

@@ -6,7 +6,10 @@ experiments/dashboard/README.md documents the same names.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from fedmoe.runs.records import read_rounds
 
 Row = dict[str, Any]  # numbers, or None where there is none
 
@@ -68,6 +71,11 @@ FINAL: Mapping[str, str] = {
     "final/bytes_evaluate_down": "bytes/evaluate_down of all rounds",
 }
 """W&B's summary of a finished run, next to the last value of each metric."""
+
+
+def past_rounds(folder: Path) -> list[dict[str, Any]]:
+    """The lines of rounds.jsonl; none if it does not exist."""
+    return [record.to_json() for record in read_rounds(folder)] if (folder / "rounds.jsonl").exists() else []
 
 
 def round_row(record: Mapping[str, Any], num_clients: int) -> Row:

@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from fedmoe.config import TrackingConfig
 from fedmoe.errors import UserError
-from fedmoe.federation.callbacks import FederationView
+from fedmoe.federation.callbacks import Callback, FederationView
 from fedmoe.federation.evaluation import Evaluation
 from fedmoe.io import write_text_atomic
 from fedmoe.runs.records import RoundRecord
-from fedmoe.tracking.base import Tracker, past_rounds
-from fedmoe.tracking.names import DOMAIN, METRICS, round_row
+from fedmoe.tracking.names import DOMAIN, METRICS, past_rounds, round_row
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
-def trackers(config: TrackingConfig, folder: Path, settings: Mapping[str, Any]) -> list[Tracker]:
+def trackers(config: TrackingConfig, folder: Path, settings: Mapping[str, Any]) -> list[Callback]:
     """The callbacks that the configuration asks for. They must come after ``RunLog`` and ``Checkpoint``.
 
     Args:
@@ -36,7 +35,7 @@ def trackers(config: TrackingConfig, folder: Path, settings: Mapping[str, Any]) 
     """
     from fedmoe.tracking.wandb_tracker import WandbTracker
 
-    chosen: list[Tracker] = [CsvLog(folder)]
+    chosen: list[Callback] = [CsvLog(folder)]
     if config.tensorboard:
         chosen.append(TensorBoardLog(folder, config.detail_every))
     if config.wandb != "disabled":
@@ -44,7 +43,7 @@ def trackers(config: TrackingConfig, folder: Path, settings: Mapping[str, Any]) 
     return chosen
 
 
-class CsvLog(Tracker):
+class CsvLog(Callback):
     """Writes rounds.csv: a row per line of rounds.jsonl, with the columns ``METRICS``, domains and the method's own."""
 
     def __init__(self, folder: Path) -> None:
@@ -72,7 +71,7 @@ class CsvLog(Tracker):
         write_text_atomic(self.folder / "rounds.csv", text.getvalue())
 
 
-class TensorBoardLog(Tracker):
+class TensorBoardLog(Callback):
     """Writes event files to tensorboard/ in the run folder: the same names as W&B's, the round as step.
 
     Raises:

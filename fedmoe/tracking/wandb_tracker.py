@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from fedmoe.config import TrackingConfig, flatten
 from fedmoe.errors import printable
-from fedmoe.federation.callbacks import FederationView
+from fedmoe.federation.callbacks import Callback, FederationView
 from fedmoe.federation.evaluation import Evaluation
 from fedmoe.io import read_regular, write_json_atomic
 from fedmoe.runs.records import RoundRecord
 from fedmoe.tracking.background import Background
-from fedmoe.tracking.base import Tracker, past_rounds
-from fedmoe.tracking.names import final_row, round_row
+from fedmoe.tracking.names import final_row, past_rounds, round_row
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,7 +32,7 @@ def sweep_run_id() -> str | None:
     return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
 
 
-class WandbTracker(Tracker):
+class WandbTracker(Callback):
     """The run folder's W&B run: metrics of each round, tables and pictures at chosen rounds, a summary at the end.
 
     W&B works in a thread of its own, and a round never waits for it. Its first failure, whatever it is, is reported in

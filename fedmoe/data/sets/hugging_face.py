@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedmoe.data.base import DataSet, RawData, Split
-from fedmoe.data.sets.image_files import check_fraction, check_template, files_key, find_folder, seeded_split
+from fedmoe.data.base import RawData, Split
+from fedmoe.data.sets.image_files import OwnImages, files_key, find_folder, seeded_split
 from fedmoe.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class _Column:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class HuggingFace(DataSet):
+class HuggingFace(OwnImages):
     """What ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote; nothing is downloaded.
 
     Class and domain names are those of a ClassLabel column, or the sorted texts of a text column.
@@ -55,19 +55,11 @@ class HuggingFace(DataSet):
     """Of several splits, the one of the training examples."""
     test_split: str | None = "test"
     """Of several splits, the one of the test examples; null: a seeded share of the training split."""
-    test_fraction: float = 0.2
-    """Where there is only one split, or test_split is null: share of each class that becomes test data, in (0, 1)."""
-    split_seed: int = 0
-    """Seed of that split. It does not depend on the run's seed."""
-    template: str = "a photo of a {class}."  # type: ignore[misc]  # a setting here, a constant elsewhere
-    """Caption of a class for zero-shot prediction."""
 
     name = "hugging_face"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fraction(self.test_fraction)
-        check_template(self.template)
         if self.train_split == self.test_split:
             raise UserError(
                 f"data.train_split and data.test_split are both {self.train_split!r}; valid are two splits, or null "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedmoe.data.base import Split
+from fedmoe.data.base import DataSet, Split
 from fedmoe.data.subset import group_indices
 from fedmoe.errors import UserError
 from fedmoe.io import open_regular
@@ -114,8 +114,24 @@ def check_fraction(test_fraction: float) -> None:
         raise UserError(f"data.test_fraction is {test_fraction!r}; valid is a number between 0 and 1.")
 
 
-def check_template(template: str) -> None:
-    """Raise a UserError where data.template has no place for the class."""
-    if "{class}" not in template:
-        example = "a photo of a {class}."
-        raise UserError(f"data.template is {template!r}; valid is a text with {{class}}, such as {example!r}.")
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OwnImages(DataSet):
+    """A user's own images, which may come without a test split and have any caption.
+
+    Raises:
+        UserError: a setting is not valid.
+    """
+
+    test_fraction: float = 0.2
+    """Where there is no test split: share of each class (of each domain) that becomes test data, in (0, 1)."""
+    split_seed: int = 0
+    """Seed of that split. It does not depend on the run's seed."""
+    template: str = "a photo of a {class}."  # type: ignore[misc]  # a setting here, a constant elsewhere
+    """Caption of a class for zero-shot prediction."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fraction(self.test_fraction)
+        if "{class}" not in self.template:
+            example = "a photo of a {class}."
+            raise UserError(f"data.template is {self.template!r}; valid is a text with {{class}}, such as {example!r}.")

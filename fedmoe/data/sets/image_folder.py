@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fedmoe.data.base import DataSet, RawData, Split
+from fedmoe.data.base import RawData, Split
 from fedmoe.data.sets.image_files import (
     IMAGE_SUFFIXES,
-    check_fraction,
-    check_template,
+    OwnImages,
     file_split,
     files_key,
     find_folder,
@@ -33,7 +32,7 @@ _TREES = {
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ImageFolder(DataSet):
+class ImageFolder(OwnImages):
     """Images in folders. The folders' names are the names of the classes, and of the domains.
 
     Classes and domains are numbered in the alphabetical order of their names. Hidden files and folders, and files that
@@ -52,19 +51,11 @@ class ImageFolder(DataSet):
     """With layout split: name of the folder of the training images."""
     test_folder: str = "test"
     """With layout split: name of the folder of the test images."""
-    test_fraction: float = 0.2
-    """With a seeded split: share of each class (of each domain) that becomes test data, in (0, 1)."""
-    split_seed: int = 0
-    """Seed of the seeded split. It does not depend on the run's seed."""
-    template: str = "a photo of a {class}."  # type: ignore[misc]  # a setting here, a constant elsewhere
-    """Caption of a class for zero-shot prediction."""
 
     name = "image_folder"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fraction(self.test_fraction)
-        check_template(self.template)
         if self.train_folder == self.test_folder:
             raise UserError(
                 f"data.train_folder and data.test_folder are both {self.train_folder!r}; valid are two folders."
