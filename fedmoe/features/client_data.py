@@ -41,10 +41,15 @@ class ClientData:
     validation_features: Tensor = field(default_factory=lambda: torch.empty(0, 0))  # [v, d], held out of training
     validation_labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # [v]; v may be 0
 
-    def training_batches(self, batch_size: int, generator: torch.Generator) -> FeatureBatches:
-        """Batches (features [b, d], labels [b]) for a Trainer; each pass draws order and views from ``generator``."""
+    def training_batches(self, batch_size: int, generator: torch.Generator, drop_last: bool = False) -> FeatureBatches:
+        """Batches (features [b, d], labels [b]) for a Trainer; each pass draws order and views from ``generator``.
+
+        With ``drop_last``, a pass leaves its last batch out if that is incomplete, unless it is the only one."""
         views = self.views if self.online is None else self.online
-        return FeatureBatches(self.train_features, self.train_labels, batch_size, generator, views=views)
+        drop_last = drop_last and len(self.train_labels) >= batch_size
+        return FeatureBatches(
+            self.train_features, self.train_labels, batch_size, generator, views=views, drop_last=drop_last
+        )
 
 
 class FederatedData:
@@ -148,6 +153,7 @@ class FeatureBatches:
     smaller. It is not a DataLoader, whose workers and checks cost more than the training step on cached features.
 
     Args:
+        drop_last: leave the last batch out if it is incomplete.
         views: True: ``features`` are [n, V, d], and each pass also draws a view of each image. An ``OnlineViews``:
             they are image indices [n], and each pass encodes a new view of each image. All draws of a pass are made at
             its start, so they do not depend on how far it is read.
@@ -164,6 +170,7 @@ class FeatureBatches:
         generator: torch.Generator | None = None,
         *,
         views: bool | OnlineViews = False,
+        drop_last: bool = False,
     ) -> None:
         if len(features) != len(labels):
             raise ValueError(f"{len(features)} features, but {len(labels)} labels")
@@ -172,10 +179,11 @@ class FeatureBatches:
         if views is True and (features.ndim < 3 or generator is None):
             raise ValueError(f"views need features [n, V, d], not {tuple(features.shape)}, and a generator")
         self.features, self.labels, self.batch_size, self.generator = features, labels, batch_size, generator
-        self.views = views
+        self.views, self.drop_last = views, drop_last
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
+        count = len(self.labels)
+        return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         count, order, drawn = len(self.labels), None, None
@@ -184,7 +192,7 @@ class FeatureBatches:
         if self.views:
             choices = self.features.shape[1] if self.views is True else 2**63 - 1  # the views, or seeds of new ones
             drawn = torch.randint(choices, (count,), generator=self.generator)
-        for start in range(0, count, self.batch_size):
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
             batch = slice(start, start + self.batch_size)
             chosen = batch if order is None else order[batch]
             if drawn is None:

@@ -63,7 +63,8 @@ def _train_alone(fleet: Fleet, method: Method, server: ServerState, client_id: i
     """A round of a single client, whose upload is admitted but not averaged."""
     known = server.known(client_id)
     downlink = method.configure(server, client_id, context)
-    for _, trained in fleet.train([TrainJob(client_id, context.round, known.version, downlink)]):
+    job = TrainJob(client_id, context.round, known.version, downlink, turn=known.rounds_seen)
+    for _, trained in fleet.train([job]):
         if isinstance(trained, Failed):
             raise UserError(f"Client {client_id} could not join: {trained.reason}.") from trained.error
         method.admit(server, trained.update)

@@ -15,7 +15,7 @@ from fedmoe.errors import UserError
 from fedmoe.protocol.method import Method
 from fedmoe.protocol.parameters import ModelSpec, Parameter, Scope, fixed, part_of
 from fedmoe.protocol.records import ClientState, Downlink, RoundContext, Tensors, Update
-from fedmoe.server.experts import Assignment, nearest_experts, random_experts
+from fedmoe.server.experts import Assignment, nearest_experts, random_experts, shuffled_experts
 
 if TYPE_CHECKING:
     import torch
@@ -55,9 +55,10 @@ class PFedMoAP(Method):
     Args:
         num_experts: number K of non-local experts; fewer are used while the pool has fewer.
         lmbda: weight lambda of the local prompt's own logits (eq. 10).
-        assignment: nearest (in l2, as in the paper) or random (as in the released code) prompts of the pool.
-        evaluation_experts: fresh assigns experts again from the current pool before each evaluation (as in the
-            release); held uses those of the client's last participation, which it already has.
+        assignment: prompts of the pool: nearest (in l2, as in the paper), random, drawn anew for each client and round,
+            or shuffled, the first ones in a shuffle of all clients that stays the same for the run (the released code).
+        evaluation_experts: fresh assigns experts again from the current pool before each evaluation; held uses those of
+            the client's last participation, which it already has (as the released code does for the round's clients).
         gating_dim: width that features are pooled to; must divide CLIP's feature width. At that width nothing is
             pooled.
         heads: number of heads of the attention gate; must divide gating_dim.
@@ -67,10 +68,17 @@ class PFedMoAP(Method):
         pooling: stride keeps every n-th coordinate of a feature (as in the release), average takes the mean of every n
             neighbouring ones; n = CLIP's feature width / gating_dim.
         gate_sharing: local, where the gate never leaves the client (the method), or averaged over clients (table 7).
+        pool_update: when an upload replaces the client's entry in the pool: at the end of the round (Algorithm 1), or
+            immediate, as in the released code, where later clients of a round may get prompts of the same round. Then
+            clients train one after the other, and their order matters.
     """
 
     label = "pFedMoAP"
-    _assignments: ClassVar[Mapping[str, Assignment]] = {"nearest": nearest_experts, "random": random_experts}
+    _assignments: ClassVar[Mapping[str, Assignment]] = {
+        "nearest": nearest_experts,
+        "random": random_experts,
+        "shuffled": shuffled_experts,
+    }
     _gates: ClassVar[Mapping[str, Callable[[PFedMoAP, int, torch.Generator | None], Gate]]] = {
         "attention": _attention_gate,
         "linear": _linear_gate,
@@ -80,7 +88,7 @@ class PFedMoAP(Method):
         self,
         num_experts: int = 9,
         lmbda: float = 0.5,
-        assignment: Literal["nearest", "random"] = "nearest",
+        assignment: Literal["nearest", "random", "shuffled"] = "nearest",
         evaluation_experts: Literal["fresh", "held"] = "fresh",
         gating_dim: int = 128,
         heads: int = 8,
@@ -88,6 +96,7 @@ class PFedMoAP(Method):
         gate: Literal["attention", "linear"] = "attention",
         pooling: Literal["stride", "average"] = "stride",
         gate_sharing: Literal["local", "averaged"] = "local",
+        pool_update: Literal["round", "immediate"] = "round",
     ) -> None:
         if num_experts < 0:
             raise UserError(f"method.num_experts is {num_experts}; valid is an integer of at least 0.")
@@ -101,6 +110,8 @@ class PFedMoAP(Method):
         self.gate = gate
         self.pooling = pooling
         self.gate_sharing = gate_sharing
+        self.pool_update = pool_update
+        self.admits_at_once = pool_update == "immediate"
 
     def check(self, federation: FederationConfig, feature_dim: int) -> None:
         if self.num_experts >= federation.clients:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from fedmoe.seeds import numpy_generator
+from fedmoe.seeds import derive, numpy_generator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +39,15 @@ def nearest_experts(pool: Mapping[int, Tensor], client_id: int, count: int, seed
 
 
 def random_experts(pool: Mapping[int, Tensor], client_id: int, count: int, seed: Seeds = (0,)) -> list[int]:
-    """K other clients of the pool, drawn uniformly without replacement (the released code's choice)."""
+    """K other clients of the pool, drawn uniformly without replacement, anew for each place."""
     others = sorted(other for other in pool if other != client_id)
     drawn = numpy_generator(0, "experts", *seed).choice(len(others), size=min(count, len(others)), replace=False)
     return [others[i] for i in drawn]
+
+
+def shuffled_experts(pool: Mapping[int, Tensor], client_id: int, count: int, seed: Seeds = (0,)) -> list[int]:
+    """The first K other clients of the pool in one shuffle of all clients, which the run's seed alone decides: nearly
+    all clients get the same experts in every round (the released code's choice)."""
+    run_seed = int(seed[0])
+    others = (other for other in pool if other != client_id)
+    return sorted(others, key=lambda other: derive(run_seed, "experts", "shuffle", other))[:count]
