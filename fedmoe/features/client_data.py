@@ -88,7 +88,7 @@ class FederatedData:
         self.class_names = dataset.class_names
         self.domain_names = dataset.domain_names
         self.template = dataset.template
-        used = [replace(c, train=_without(c.train, damaged[0]), test=_without(c.test, damaged[1])) for c in clients]
+        used = [_readable(client, damaged) for client in clients]
         for client_id, (client, before) in enumerate(zip(used, clients, strict=True)):
             if not len(client.train):
                 why = f": all {len(before.train)} of its images cannot be read" if len(before.train) else ""
@@ -102,13 +102,14 @@ class FederatedData:
         given = torch.arange(len(dataset.train)) if isinstance(train_features, OnlineViews) else train_features
         self._views = given.ndim == test_features.ndim + 1
         self.feature_dim = test_features.shape[-1]
-        self._train = _by_client(given, dataset.train.labels, [client.train for client in used])
-        self._test = _by_client(test_features, dataset.test.labels, [client.test for client in used])
+        images = [client.images for client in used]
+        self._train = _by_client(given, dataset.train.labels, [c.train for c in used], [own for own, _ in images])
+        self._test = _by_client(test_features, dataset.test.labels, [c.test for c in used], [own for _, own in images])
         self._validation = [(test_features[:0], self._test[0][1][:0])] * len(used)
         if held_out is not None:
             indices = [_without(own, damaged[0]) for own in held_out]
             source = given if plain_features is None else plain_features
-            self._validation = _by_client(source, dataset.train.labels, indices)
+            self._validation = _by_client(source, dataset.train.labels, indices, indices)
             count = len(dataset.class_names)
             counts = [np.bincount(dataset.train.labels[own], minlength=count).tolist() for own in indices]
             self._summary["counts_validation"] = counts
@@ -229,6 +230,11 @@ def prepare(
     clients = partition_dataset(dataset, partition, federation.clients, seed)
     held = None
     if federation.validation:
+        if dataset.mispairs:
+            raise UserError(
+                f"federation.validation is {federation.validation}, but data.labels is 'released', where labels are "
+                "other images' and nothing can be chosen by them; valid is 0."
+            )
         clients, held = split_clients(clients, dataset.train.labels, federation.validation, seed)
     train, test = extract_dataset(dataset, clip, features, views, progress, encoder)
     plain = None
@@ -247,10 +253,22 @@ def _without(indices: np.ndarray, damaged: Collection[int]) -> np.ndarray:
     return indices[~np.isin(indices, list(damaged))] if damaged else indices
 
 
-def _by_client(features: Tensor, labels: Any, indices: list[Any]) -> list[tuple[Tensor, Tensor]]:
-    """Features and labels of each client, as slices of one tensor ordered by client."""
+def _readable(client: ClientIndices, damaged: tuple[Mapping[int, str], Mapping[int, str]]) -> ClientIndices:
+    """The client without the examples whose image cannot be read."""
+    train, test = (~np.isin(own, list(bad)) for own, bad in zip(client.images, damaged, strict=True))
+    return replace(
+        client,
+        train=client.train[train],
+        test=client.test[test],
+        train_images=None if client.train_images is None else client.train_images[train],
+        test_images=None if client.test_images is None else client.test_images[test],
+    )
+
+
+def _by_client(features: Tensor, labels: Any, indices: list[Any], images: list[Any]) -> list[tuple[Tensor, Tensor]]:
+    """Features of these images and labels of these examples, by client, as slices of one tensor ordered by client."""
     if len(features) != len(labels):
         raise ValueError(f"features of shape {tuple(features.shape)} do not fit {len(labels)} labels")
-    order = torch.cat([torch.from_numpy(part) for part in indices])
     sizes = [len(part) for part in indices]
-    return list(zip(features[order].split(sizes), torch.from_numpy(labels)[order].split(sizes), strict=True))
+    pictures, examples = (torch.from_numpy(np.concatenate(parts)) for parts in (images, indices))
+    return list(zip(features[pictures].split(sizes), torch.from_numpy(labels)[examples].split(sizes), strict=True))
