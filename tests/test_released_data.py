@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from federation_helpers import build_federation
 from PIL import Image
 from streams import stream
 from test_cifar import NAMES, write_cifar
@@ -23,6 +24,7 @@ from fedmoe.data import (
     CIFAR10,
     CIFAR100,
     IID,
+    Digits,
     Dirichlet,
     DomainDirichlet,
     Pathological,
@@ -31,10 +33,12 @@ from fedmoe.data import (
 )
 from fedmoe.data.base import DataSet
 from fedmoe.data.partition_coarse import coarse_split
+from fedmoe.data.sets.office_caltech import OfficeCaltech10
 from fedmoe.data.shares import capped
 from fedmoe.errors import UserError
 from fedmoe.features.client_data import prepare
 from fedmoe.features.views import View, apply_view
+from fedmoe.methods import ZeroShot
 from fedmoe.models.clip import FrozenCLIP
 
 # Normalization
@@ -279,7 +283,7 @@ def test_a_partition_may_have_its_own_seed(make: Any) -> None:
 
 
 def test_domains_may_have_a_seed_of_their_own(tmp_path: Path) -> None:
-    kind = list(FACTS)[1]
+    kind = OfficeCaltech10
     data = kind(root=str(write_tree(tmp_path, kind, (6, 2))))
     fixed = [partition_dataset(data, DomainDirichlet(1.0, 2, seed=9), 8, run) for run in (0, 1)]
     assert same(fixed[0], fixed[1])
@@ -353,7 +357,7 @@ def test_a_clients_labels_go_with_the_first_images_of_its_domain(
 
 def test_labels_in_order_are_not_enough(embedded_clip: FrozenCLIP, tmp_path: Path) -> None:
     """Images and labels both ascend in the lists, so the pairing is shuffled; its seed is the run's."""
-    kind = list(FACTS)[1]
+    kind = OfficeCaltech10
     data = kind(root=str(write_tree(tmp_path, kind, (6, 2))), labels="released")
     clients = partition_dataset(data, DomainDirichlet(1.0, 2), 8, 4)
     for i, client in enumerate(clients):
@@ -367,7 +371,7 @@ def test_labels_in_order_are_not_enough(embedded_clip: FrozenCLIP, tmp_path: Pat
 
 
 def test_released_labels_with_damaged_images_and_validation(embedded_clip: FrozenCLIP, tmp_path: Path) -> None:
-    kind = list(FACTS)[1]
+    kind = OfficeCaltech10
     folder = FACTS[kind][0]
     root = write_tree(tmp_path, kind, (6, 2))
     data = kind(root=str(root), labels="released")
@@ -386,6 +390,29 @@ def test_released_labels_with_damaged_images_and_validation(embedded_clip: Froze
         keep = client.images[0] != 0
         assert np.count_nonzero(~keep) == (1 if i < 2 else 0)
         assert used.client(i).train_labels.tolist() == data.train.labels[client.train[keep]].tolist()
+
+
+class Mispaired(Digits):
+    """Handwritten digits, which the embedded CLIP knows, with other images' labels."""
+
+    @property
+    def mispairs(self) -> bool:
+        return True
+
+
+def test_zero_shot_accuracy_is_chance(embedded_clip: FrozenCLIP, tmp_path: Path) -> None:
+    features, config = FeatureConfig(cache_dir=str(tmp_path / "cache")), FederationConfig(clients=4, rounds=0)
+    found = []
+    for data in (Digits(), Mispaired()):
+        own = prepare(data, Dirichlet(0.5, 10), embedded_clip, config, features, seed=0)
+        federation, log = build_federation(embedded_clip, own, ZeroShot(), config)
+        federation.run()
+        quality = log.evaluations[-1].quality
+        assert quality is not None and sum(map(sum, log.evaluations[-1].confusion)) == len(data.test) > 350
+        found.append(quality["weighted"])
+    right, mispaired = found
+    assert right > 60
+    assert abs(mispaired - 10) < 6 * 100 * (0.1 * 0.9 / 350) ** 0.5  # six standard deviations around a tenth
 
 
 @pytest.mark.parametrize("cls", [CIFAR10, CIFAR100])
