@@ -11,8 +11,7 @@ Shape letters: b images, C classes, l context tokens, w token width, d feature w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import lightning as L
@@ -289,22 +288,20 @@ class ClientModule(L.LightningModule):
             if MOMENTUM + name in self.extras:  # copied, since the optimizer writes to its buffers
                 buffer = self.extras[MOMENTUM + name].to(parameter, copy=True)
                 optimizer.state[parameter]["momentum_buffer"] = buffer
-        courses: dict[str, tuple[str, Any]] = {
-            "cosine_local": ("step", [self._cosine_of_the_fit] * len(groups)),
-            "released": ("epoch", [partial(self._released, group["lr"]) for group in groups]),
-        }
+        courses = {"cosine_local": ("step", self._cosine_local), "released": ("epoch", self._released)}
         if optim.schedule not in courses:
             return optimizer
-        interval, factors = courses[optim.schedule]
+        interval, course = courses[optim.schedule]
+        factors = [course(group["lr"]) for group in groups]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
 
-    def _cosine_of_the_fit(self, step: int) -> float:
-        """Factor on the learning rate in a step of the fit."""
+    def _cosine_local(self, base: float) -> Callable[[int], float]:
+        """The factor on a learning rate in each step of the fit."""
         steps = max(1, int(self.trainer.estimated_stepping_batches))
-        return 0.5 * (1 + math.cos(math.pi * step / steps))
+        return lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
 
-    def _released(self, base: float, epoch: int) -> float:
-        """Factor on the learning rate ``base`` in an epoch of the fit."""
+    def _released(self, base: float) -> Callable[[int], float]:
+        """The factor on the learning rate ``base`` in each epoch of the fit."""
         epochs = int(self.trainer.max_epochs or 1)
-        return released_rate(base, self.turn * epochs + epoch, epochs) / base if base else 0.0
+        return lambda epoch: released_rate(base, self.turn * epochs + epoch, epochs) / base if base else 0.0
