@@ -40,7 +40,7 @@ class ClipConfig:
     model_config: str | None = None
     """A JSON file in open_clip's model-config format, in place of the architecture's own."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format of CLIP's weights and activations; prompts, gates and losses are always float32."""
+    """Number format of CLIP's weights and activations; that of prompts, gates and losses is optim.precision."""
     quick_gelu: bool | None = None
     """Whether CLIP uses OpenAI's QuickGELU; null: as the weights were trained (true for OpenAI's)."""
 
@@ -83,6 +83,13 @@ class FederationConfig:
     """Number E of passes over a client's training data in each round it takes part in."""
     batch_size: int = 32
     """Number of images in a batch of local training."""
+    drop_last: bool = False
+    """Whether each pass over a client's data leaves the last batch out if it is incomplete, as in the released code. A
+    client with fewer examples than a batch trains on all of them."""
+    share_momentum: bool = False
+    """Whether each local fit starts with the momentum buffers that the fit before it left, whichever client's it was,
+    instead of empty ones, as in the released code. The buffers, which are sums of gradients (of the gate and of other
+    personal parts, too), are sent to the server and to the next client, and clients train one after the other."""
     evaluate_every: int = 1
     """Rounds from one evaluation of all clients to the next; the last round is always evaluated."""
     validation: float = 0.0
@@ -129,15 +136,21 @@ class OptimConfig:
     gating_lr: float = 0.01
     """Learning rate of the gate and of a method's other parts besides the prompt, which are mostly personal."""
     momentum: float = 0.9
-    """Momentum; its buffers start empty in each local fit."""
+    """Momentum; its buffers start empty in each local fit, unless federation.share_momentum."""
     weight_decay: float = 5e-4
     """Weight decay on prompt and gate."""
-    schedule: Literal["constant", "cosine_federation", "cosine_local"] = "constant"
-    """Learning rate schedule: constant, a cosine to zero over the rounds (cosine_federation), or a cosine to zero over
-    the steps of each local fit (cosine_local)."""
+    schedule: Literal["constant", "cosine_federation", "cosine_local", "released"] = "constant"
+    """Learning rate schedule: constant, a cosine to zero over the rounds (cosine_federation), a cosine to zero over the
+    steps of each local fit (cosine_local), or as in the released code (released): one cosine over the epochs of a fit,
+    shared by all clients and never reset, so that it falls in one client's fit and rises in the next one's."""
+    precision: Literal["float32", "float16"] = "float32"
+    """Number format of prompts, gates and all else that is learned, of gradients, momentum, features and the loss; CLIP
+    has its own in clip.precision. float16, as in the released code, halves what is sent, and small gradients vanish."""
 
     def __post_init__(self) -> None:
         _require(self.optimizer in ("sgd", "adam"), "optim.optimizer", self.optimizer, "sgd or adam")
+        formats = ("float32", "float16")
+        _require(self.precision in formats, "optim.precision", self.precision, "float32 or float16")
         for name in ("prompt_lr", "gating_lr", "weight_decay"):
             _require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "a number of at least 0")
         _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "a number in [0, 1)")

@@ -181,7 +181,8 @@ def test_settings_as_plain_values(tmp_path: Path) -> None:
     args = ["--methods=[CoOp, {class_path: FedProx, init_args: {mu: 1e-5}}]", "--output.overwrite=true"]
     given = build_parser("fit").parse_args([*args, "--output.name=2024-01-02", "--resume=here"])
     plain = as_plain(given, 1)
-    assert plain["method"] == {"class_path": "fedmoe.methods.FedProx", "init_args": {"mu": 1e-5}}
+    expected = {"mu": 1e-5, "proximal": "gradient"}
+    assert plain["method"] == {"class_path": "fedmoe.methods.FedProx", "init_args": expected}
     assert (plain["methods"], plain["output"]["overwrite"], plain["output"]["name"]) == (None, False, "2024-01-02")
     assert "resume" not in plain
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(as_plain(given, 1)))

@@ -33,7 +33,8 @@ from fedmoe.data import (
     partition_summary,
 )
 from fedmoe.data.base import RawData
-from fedmoe.data.partition import MinimumNotReached, dirichlet_split
+from fedmoe.data.partition import dirichlet_split
+from fedmoe.data.shares import MinimumNotReached
 from fedmoe.errors import UserError
 from fedmoe.report.partition_view import show_partition
 from fedmoe.seeds import derive, numpy_generator, torch_generator

@@ -11,7 +11,7 @@ Shape letters: b images, C classes, l context tokens, w token width, d feature w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import lightning as L
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from fedmoe.client.schedule import released_rate
 from fedmoe.client.text_cache import TextCache
 from fedmoe.config import OptimConfig, RuntimeConfig
 from fedmoe.features.client_data import ClientData
@@ -31,6 +32,8 @@ from fedmoe.protocol.records import Loadout, Tensors
 from fedmoe.seeds import torch_generator
 
 Batch = tuple[Tensor, Tensor]  # images [b, 3, S, S] or features [b, d], and labels [b]
+MOMENTUM = "momentum."  # before a parameter's name: its momentum buffer, among the extras that cross
+_FORMATS = {"float32": torch.float32, "float16": torch.float16}
 
 
 class Gradients(Protocol):
@@ -75,7 +78,8 @@ class ClientModule(L.LightningModule):
         self.gate: nn.Module | None = None
         self.method = method
         self.optim = optim or OptimConfig()
-        self.constants: Mapping[str, Tensor] = constants or {}
+        self.format = _FORMATS[self.optim.precision]  # of all that is learned and computed here
+        self.constants: Mapping[str, Tensor] = {n: t.to(self.format) for n, t in (constants or {}).items()}
         self.run_seed = seed
         self.encoder = method.encoder(clip)
         self.logit_scale = clip.logit_scale
@@ -85,7 +89,7 @@ class ClientModule(L.LightningModule):
         starts = self._draw(Scope.SHARED, None) | self._draw(Scope.PERSONAL, 0)
         learned = {part.name: starts[part.name] for part in self.declared if part.scope is not Scope.EXPERT}
         if gate is not None:
-            learned["gate"] = gate
+            learned["gate"] = gate.to(self.format)
         prompts.hold({name: value for name, value in learned.items() if isinstance(value, Tensor)})
         for name, value in learned.items():
             if isinstance(value, nn.Module):
@@ -110,7 +114,7 @@ class ClientModule(L.LightningModule):
         own = None if client_id is None else torch_generator(self.run_seed, "personal", client_id)
         for part in self.parts(scope):
             assert part.start is not None
-            drawn[part.name] = part.start(own or torch_generator(self.run_seed, part.name))
+            drawn[part.name] = part.start(own or torch_generator(self.run_seed, part.name)).to(self.format)
         return drawn
 
     def _named(self, part: Parameter) -> dict[str, Tensor]:
@@ -140,9 +144,13 @@ class ClientModule(L.LightningModule):
         self._batch: Batch | None = None  # of the current step
         self.losses: list[Tensor] = []
         self.progress = 0.0  # fraction of the federation's rounds already done, for the learning rate
+        self.turn = 0  # number of the federation's local fits before this one, for the learning rate
+        self._optimizer: torch.optim.Optimizer | None = None  # of the last fit
         self.zero_grad(set_to_none=True)
 
-    def load(self, client_id: int, loadout: Loadout, progress: float = 0.0, data: ClientData | None = None) -> None:
+    def load(
+        self, client_id: int, loadout: Loadout, progress: float = 0.0, data: ClientData | None = None, turn: int = 0
+    ) -> None:
         """Become the client ``client_id``: replaces ALL mutable state, so that nothing leaks between clients.
 
         Args:
@@ -150,6 +158,7 @@ class ClientModule(L.LightningModule):
                 client, which do not depend on the order of clients.
             progress: fraction of the federation's rounds already done, in [0, 1).
             data: the client's own data, for methods that use it apart from the batches.
+            turn: number of the federation's local fits before this one.
 
         Raises:
             ValueError: a tensor does not belong to the method, or has the wrong shape.
@@ -157,7 +166,7 @@ class ClientModule(L.LightningModule):
         self._forget()
         self.client_id = client_id
         self.data = data
-        self.progress = progress
+        self.progress, self.turn = progress, turn
         held = self.tensors()
         values = {**self._shared_start, **loadout.parameters}
         if held.keys() - values.keys():
@@ -180,7 +189,7 @@ class ClientModule(L.LightningModule):
             # Computed once, before training, without gradients (Algorithm 1, step 4).
             texts = [self.text_cache(prompt) for prompt in self.experts["prompt"]]
             none = torch.empty(0, len(self.prompts.class_names), self.clip.feature_dim, device=self.device)
-            self.expert_text = torch.stack(texts) if texts else none
+            self.expert_text = (torch.stack(texts) if texts else none).to(self.format)
 
     def text_features(self, prompts: Tensor | None = None) -> Tensor:
         """L2-normalized text features: [C, d] of a prompt [l, w], by default the one the client classifies with
@@ -193,10 +202,10 @@ class ClientModule(L.LightningModule):
                 return self.text
             prompts = self.method.prompt(self)
         if torch.is_grad_enabled():
-            return self.prompts(prompts)
+            return self.prompts(prompts).to(self.format)
         if prompts.ndim == self.prompts.start.ndim:
-            return self.text_cache(prompts)
-        return torch.stack([self.text_cache(prompt) for prompt in prompts])
+            return self.text_cache(prompts).to(self.format)
+        return torch.stack([self.text_cache(prompt) for prompt in prompts]).to(self.format)
 
     def trained(self, parts: Iterable[Parameter]) -> dict[str, nn.Parameter]:
         """The trainable parameters of these parts, by name, in the order of the parts."""
@@ -215,11 +224,23 @@ class ClientModule(L.LightningModule):
 
     def mean_loss(self) -> float:
         """Mean training loss over the steps of the last fit; NaN if a step's loss was, or if there was no step."""
-        return float(torch.stack(self.losses).mean()) if self.losses else math.nan
+        return float(torch.stack(self.losses).float().mean()) if self.losses else math.nan
+
+    def momentum(self) -> dict[str, Tensor]:
+        """Copies of the momentum buffers that the last fit left, on the CPU, by ``MOMENTUM`` and the parameter's name.
+        ``load`` takes them among the extras."""
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.trained(self.parts(Scope.SHARED, Scope.PERSONAL)).items():
+            buffer = self._optimizer.state[parameter].get("momentum_buffer") if self._optimizer else None
+            if buffer is not None:
+                found[MOMENTUM + name] = buffer.detach().cpu().clone()
+        return found
 
     def features(self, inputs: Tensor) -> Tensor:
         """Image features of preprocessed images [b, 3, S, S]; features pass through."""
-        return self.encoder.encode(inputs.to(self.encoder.device)).to(inputs.device) if inputs.ndim == 4 else inputs
+        if inputs.ndim == 4:
+            inputs = self.encoder.encode(inputs.to(self.encoder.device)).to(inputs.device)
+        return inputs.to(self.format)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Class logits [b, C] of preprocessed images [b, 3, S, S], or of the features that the method works with."""
@@ -263,11 +284,25 @@ class ClientModule(L.LightningModule):
             tensors = self.trained(part for part in self.parts(Scope.SHARED, Scope.PERSONAL) if part.rate == rate)
             if tensors:
                 groups.append({"params": list(tensors.values()), "lr": scale * getattr(optim, rate)})
-        optimizer = self.method.optimizer(groups, optim)
-        if optim.schedule != "cosine_local":
+        optimizer = self._optimizer = self.method.optimizer(groups, optim)
+        for name, parameter in self.trained(self.parts(Scope.SHARED, Scope.PERSONAL)).items():
+            if MOMENTUM + name in self.extras:  # copied, since the optimizer writes to its buffers
+                buffer = self.extras[MOMENTUM + name].to(parameter, copy=True)
+                optimizer.state[parameter]["momentum_buffer"] = buffer
+        courses = {"cosine_local": ("step", self._cosine_local), "released": ("epoch", self._released)}
+        if optim.schedule not in courses:
             return optimizer
+        interval, course = courses[optim.schedule]
+        factors = [course(group["lr"]) for group in groups]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
+
+    def _cosine_local(self, base: float) -> Callable[[int], float]:
+        """The factor on a learning rate in each step of the fit."""
         steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
+
+    def _released(self, base: float) -> Callable[[int], float]:
+        """The factor on the learning rate ``base`` in each epoch of the fit."""
+        epochs = int(self.trainer.max_epochs or 1)
+        return lambda epoch: released_rate(base, self.turn * epochs + epoch, epochs) / base if base else 0.0

@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -16,6 +17,7 @@ from torch import Tensor
 from fedmoe.client.counts import calibration, confusion, gate_sums, right_and_all
 from fedmoe.client.module import ClientModule
 from fedmoe.config import FederationConfig, RuntimeConfig
+from fedmoe.errors import UserError
 from fedmoe.features.client_data import FeatureBatches, FederatedData
 from fedmoe.protocol.records import About, ClientState, Downlink, Loadout, Scored, ScoreJob, Trained, TrainJob, Update
 from fedmoe.seeds import derive, torch_generator
@@ -59,6 +61,9 @@ class ClientWork:
         config: rounds, epochs and batch size, already adapted by ``Method.schedule``.
         seed: the run's seed; every draw derives from it, the round and the client.
         protection: what protects uploads.
+
+    Raises:
+        UserError: momentum is to be shared, but the optimizer has none.
     """
 
     def __init__(
@@ -73,6 +78,11 @@ class ClientWork:
         self.module, self.method, self.data = module, module.method, data
         self.config, self.seed, self.runtime = config, seed, runtime or RuntimeConfig()
         self.protection = protection or Protection()
+        if config.share_momentum and module.optim.optimizer != "sgd":
+            raise UserError(
+                f"federation.share_momentum is true, but optim.optimizer is {module.optim.optimizer!r}, which has no "
+                "momentum of SGD; valid is sgd, or federation.share_momentum = false."
+            )
 
     def about(self, client_id: int) -> About:
         """What a client tells the server about its data."""
@@ -88,12 +98,14 @@ class ClientWork:
         """
         began, module, downlink = time.perf_counter(), self.module, job.downlink
         start = self.method.start(state, downlink)
-        self.load(job.client_id, start, job.round)
+        self.load(job.client_id, start, job.round, job.turn)
         self.protection.begin(module, state, downlink, job.round)
         again = (job.attempt,) if job.attempt else ()
         loss = self._fit(self.config.local_epochs, ("fit", *again), ("batches", *again), job.round)
         update, kept = self.method.finish(module, state, downlink, self.about(job.client_id).train_examples)
-        _require_finite(module.tensors().values())
+        if self.config.share_momentum:
+            update = replace(update, extras={**update.extras, **module.momentum()})
+        _require_finite([*module.tensors().values(), *update.extras.values()])
         self.protection.check(module, downlink, start, update)
         update, noise_std = self.protection.protect(module, update, job.round)
         return Trained(update, loss, time.perf_counter() - began, noise_std), kept
@@ -134,14 +146,14 @@ class ClientWork:
 
     def _logits(self, features: Tensor) -> Tensor:
         """Logits [b, C] on the CPU."""
-        logits: Tensor = self.module(features.to(self.module.device)).cpu()
+        logits: Tensor = self.module(features.to(self.module.device)).cpu().float()
         valid = (len(features), len(self.module.prompts.class_names))
         if logits.shape != valid:
             raise ValueError(f"logits have shape {list(logits.shape)}; valid is [b, C] = {list(valid)}")
         return logits
 
     def _analyse(self, features: Tensor) -> Mapping[str, Tensor]:
-        return self.method.analyse(self.module, features.to(self.module.device))
+        return self.method.analyse(self.module, self.module.features(features.to(self.module.device)))
 
     def ready(self, job: ScoreJob, state: ClientState) -> Loadout:
         """Load what the client predicts with; if the method fine-tunes, fit it to the training split first.
@@ -162,12 +174,12 @@ class ClientWork:
                 raise
         return loadout
 
-    def load(self, client_id: int, loadout: Loadout, round: int) -> None:
-        """Turn the module into a client in a round."""
+    def load(self, client_id: int, loadout: Loadout, round: int, turn: int = 0) -> None:
+        """Turn the module into a client in a round, after ``turn`` local fits of the federation."""
         progress = 0.0  # also for a client that joins after the last round: its schedule starts from the beginning
         if 1 <= round <= self.config.rounds:
             progress = (round - 1) / self.config.rounds
-        self.module.load(client_id, loadout, progress, self.data.client(client_id))
+        self.module.load(client_id, loadout, progress, self.data.client(client_id), turn)
 
     def _fit(self, epochs: int, draws: tuple[str | int, ...], order: tuple[str | int, ...], round: int) -> float:
         """Fit the client that the module holds; returns the mean loss of its steps. ``draws`` and ``order`` are the
@@ -175,7 +187,7 @@ class ClientWork:
         client_id = self.module.client_id
         torch.manual_seed(derive(self.seed, *draws, round, client_id))  # for methods that draw in their loss
         generator = torch_generator(self.seed, *order, round, client_id)
-        batches = self.data.client(client_id).training_batches(self.config.batch_size, generator)
+        batches = self.data.client(client_id).training_batches(self.config.batch_size, generator, self.config.drop_last)
         trainer = light_trainer(self.runtime, max_epochs=epochs)
         try:
             trainer.fit(self.module, batches)

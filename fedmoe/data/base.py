@@ -121,10 +121,17 @@ class DataSet(ABC):
     """Caption of a class for zero-shot prediction."""
     published: ClassVar[PublishedFacts | None] = None
     """The size that the paper gives, where it uses this data set."""
+    coarse: ClassVar[tuple[int, ...] | None] = None
+    """The coarse class of each class, by label, where the data set has coarse classes."""
 
     def __post_init__(self) -> None:
         if self.shots is not None and self.shots < 1:
             raise UserError(f"data.shots is {self.shots!r}; valid is null or an integer of at least 1.")
+
+    @property
+    def mispairs(self) -> bool:
+        """Whether a client's labels go with other examples' images (``partition.mispaired``)."""
+        return False
 
     @abstractmethod
     def _read(self) -> RawData:

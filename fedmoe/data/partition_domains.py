@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedmoe.data.base import DataSet, Split
-from fedmoe.data.partition import ClientIndices, MinimumNotReached, Partition, dirichlet_split
+from fedmoe.data.partition import ClientIndices, Partition, SeededPartition, dirichlet_split
+from fedmoe.data.shares import MinimumNotReached
 from fedmoe.errors import UserError
 from fedmoe.seeds import derive
 
@@ -89,7 +90,7 @@ class DomainPartition(Partition):
 
 
 @dataclass(frozen=True)
-class DomainDirichlet(DomainPartition):
+class DomainDirichlet(DomainPartition, SeededPartition):
     """Dir(alpha) within each domain: its examples are dealt out to ``clients_per_domain`` clients as by Dirichlet.
 
     A client's training and test part have the same class proportions, up to rounding. federation.clients must be the
@@ -109,6 +110,18 @@ class DomainDirichlet(DomainPartition):
         for key in ("clients_per_domain", "min_size"):
             if getattr(self, key) < 1:
                 raise UserError(f"partition.{key} is {getattr(self, key)!r}; valid is an integer of at least 1.")
+
+    def _split(
+        self,
+        train: Split,
+        test: Split,
+        num_classes: int,
+        num_clients: int,
+        seed: int,
+        where: str,
+        names: Sequence[str],
+    ) -> list[ClientIndices]:
+        return super()._split(train, test, num_classes, num_clients, self._seed(seed), where, names)
 
     def _per_domain(self) -> tuple[int, str]:
         count = self.clients_per_domain

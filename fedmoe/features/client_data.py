@@ -41,10 +41,15 @@ class ClientData:
     validation_features: Tensor = field(default_factory=lambda: torch.empty(0, 0))  # [v, d], held out of training
     validation_labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # [v]; v may be 0
 
-    def training_batches(self, batch_size: int, generator: torch.Generator) -> FeatureBatches:
-        """Batches (features [b, d], labels [b]) for a Trainer; each pass draws order and views from ``generator``."""
+    def training_batches(self, batch_size: int, generator: torch.Generator, drop_last: bool = False) -> FeatureBatches:
+        """Batches (features [b, d], labels [b]) for a Trainer; each pass draws order and views from ``generator``.
+
+        With ``drop_last``, a pass leaves its last batch out if that is incomplete, unless it is the only one."""
         views = self.views if self.online is None else self.online
-        return FeatureBatches(self.train_features, self.train_labels, batch_size, generator, views=views)
+        drop_last = drop_last and len(self.train_labels) >= batch_size
+        return FeatureBatches(
+            self.train_features, self.train_labels, batch_size, generator, views=views, drop_last=drop_last
+        )
 
 
 class FederatedData:
@@ -83,7 +88,7 @@ class FederatedData:
         self.class_names = dataset.class_names
         self.domain_names = dataset.domain_names
         self.template = dataset.template
-        used = [replace(c, train=_without(c.train, damaged[0]), test=_without(c.test, damaged[1])) for c in clients]
+        used = [_readable(client, damaged) for client in clients]
         for client_id, (client, before) in enumerate(zip(used, clients, strict=True)):
             if not len(client.train):
                 why = f": all {len(before.train)} of its images cannot be read" if len(before.train) else ""
@@ -97,14 +102,15 @@ class FederatedData:
         given = torch.arange(len(dataset.train)) if isinstance(train_features, OnlineViews) else train_features
         self._views = given.ndim == test_features.ndim + 1
         self.feature_dim = test_features.shape[-1]
-        self._train = _by_client(given, dataset.train.labels, [client.train for client in used])
-        self._test = _by_client(test_features, dataset.test.labels, [client.test for client in used])
+        images = [client.images for client in used]
+        self._train = _by_client(given, dataset.train.labels, [c.train for c in used], [own for own, _ in images])
+        self._test = _by_client(test_features, dataset.test.labels, [c.test for c in used], [own for _, own in images])
         self._test_of: dict[str | None, tuple[Tensor, Tensor]] = {}  # of all clients of a domain, made when asked for
         self._validation = [(test_features[:0], self._test[0][1][:0])] * len(used)
         if held_out is not None:
             indices = [_without(own, damaged[0]) for own in held_out]
             source = given if plain_features is None else plain_features
-            self._validation = _by_client(source, dataset.train.labels, indices)
+            self._validation = _by_client(source, dataset.train.labels, indices, indices)
             count = len(dataset.class_names)
             counts = [np.bincount(dataset.train.labels[own], minlength=count).tolist() for own in indices]
             self._summary["counts_validation"] = counts
@@ -163,6 +169,7 @@ class FeatureBatches:
     smaller. It is not a DataLoader, whose workers and checks cost more than the training step on cached features.
 
     Args:
+        drop_last: leave the last batch out if it is incomplete.
         views: True: ``features`` are [n, V, d], and each pass also draws a view of each image. An ``OnlineViews``:
             they are image indices [n], and each pass encodes a new view of each image. All draws of a pass are made at
             its start, so they do not depend on how far it is read.
@@ -179,6 +186,7 @@ class FeatureBatches:
         generator: torch.Generator | None = None,
         *,
         views: bool | OnlineViews = False,
+        drop_last: bool = False,
     ) -> None:
         if len(features) != len(labels):
             raise ValueError(f"{len(features)} features, but {len(labels)} labels")
@@ -187,10 +195,11 @@ class FeatureBatches:
         if views is True and (features.ndim < 3 or generator is None):
             raise ValueError(f"views need features [n, V, d], not {tuple(features.shape)}, and a generator")
         self.features, self.labels, self.batch_size, self.generator = features, labels, batch_size, generator
-        self.views = views
+        self.views, self.drop_last = views, drop_last
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
+        count = len(self.labels)
+        return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         count, order, drawn = len(self.labels), None, None
@@ -199,7 +208,7 @@ class FeatureBatches:
         if self.views:
             choices = self.features.shape[1] if self.views is True else 2**63 - 1  # the views, or seeds of new ones
             drawn = torch.randint(choices, (count,), generator=self.generator)
-        for start in range(0, count, self.batch_size):
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
             batch = slice(start, start + self.batch_size)
             chosen = batch if order is None else order[batch]
             if drawn is None:
@@ -236,6 +245,11 @@ def prepare(
     clients = partition_dataset(dataset, partition, federation.clients, seed)
     held = None
     if federation.validation:
+        if dataset.mispairs:
+            raise UserError(
+                f"federation.validation is {federation.validation}, but data.labels is 'released', where labels are "
+                "other images' and nothing can be chosen by them; valid is 0."
+            )
         clients, held = split_clients(clients, dataset.train.labels, federation.validation, seed)
     train, test = extract_dataset(dataset, clip, features, views, progress, encoder)
     plain = None
@@ -254,10 +268,22 @@ def _without(indices: np.ndarray, damaged: Collection[int]) -> np.ndarray:
     return indices[~np.isin(indices, list(damaged))] if damaged else indices
 
 
-def _by_client(features: Tensor, labels: Any, indices: list[Any]) -> list[tuple[Tensor, Tensor]]:
-    """Features and labels of each client, as slices of one tensor ordered by client."""
+def _readable(client: ClientIndices, damaged: tuple[Mapping[int, str], Mapping[int, str]]) -> ClientIndices:
+    """The client without the examples whose image cannot be read."""
+    train, test = (~np.isin(own, list(bad)) for own, bad in zip(client.images, damaged, strict=True))
+    return replace(
+        client,
+        train=client.train[train],
+        test=client.test[test],
+        train_images=None if client.train_images is None else client.train_images[train],
+        test_images=None if client.test_images is None else client.test_images[test],
+    )
+
+
+def _by_client(features: Tensor, labels: Any, indices: list[Any], images: list[Any]) -> list[tuple[Tensor, Tensor]]:
+    """Features of these images and labels of these examples, by client, as slices of one tensor ordered by client."""
     if len(features) != len(labels):
         raise ValueError(f"features of shape {tuple(features.shape)} do not fit {len(labels)} labels")
-    order = torch.cat([torch.from_numpy(part) for part in indices])
     sizes = [len(part) for part in indices]
-    return list(zip(features[order].split(sizes), torch.from_numpy(labels)[order].split(sizes), strict=True))
+    pictures, examples = (torch.from_numpy(np.concatenate(parts)) for parts in (images, indices))
+    return list(zip(features[pictures].split(sizes), torch.from_numpy(labels)[examples].split(sizes), strict=True))

@@ -62,7 +62,8 @@ def score_late_clients(
 def _train_alone(fleet: Fleet, method: Method, server: ServerState, client_id: int, context: RoundContext) -> None:
     """A round of a single client, whose upload is admitted but not averaged."""
     downlink = method.configure(server, client_id, context)
-    order = TrainJob(client_id, context.round, server.known(client_id).version, downlink)
+    known = server.known(client_id)
+    order = TrainJob(client_id, context.round, known.version, downlink, turn=known.rounds_seen)
     for job, trained in fleet.train([order]):
         if isinstance(trained, Failed):
             raise UserError(f"Client {client_id} could not join: {trained.reason}.") from trained.error

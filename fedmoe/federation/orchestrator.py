@@ -10,8 +10,11 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
+from fedmoe.client.module import MOMENTUM
 from fedmoe.client.work import ClientFailure
 from fedmoe.config import FederationConfig
 from fedmoe.errors import UserError
@@ -96,6 +99,9 @@ class Federation:
         context = RoundContext(number, cohort, self.seed)
         record = RoundRecord(round=number, cohort=list(cohort))
         trained = self._train(context, record)  # steps 2 to 4
+        if config.share_momentum:  # in the order of training: the next round begins with what the last client left
+            for result, _ in trained.values():
+                server.extras.update(result.update.extras)
         results = [trained[client_id] for client_id in cohort if client_id in trained]
         updates = [result.update for result, _ in results]
         for update in updates:  # step 5
@@ -111,8 +117,13 @@ class Federation:
         return record
 
     def order(self, cohort: Sequence[int]) -> Sequence[int]:
-        """The order in which the cohort is trained; it does not affect the result."""
+        """The order in which the cohort is trained; it does not affect the result, unless clients are ``serial``."""
         return cohort
+
+    @property
+    def serial(self) -> bool:
+        """Whether what a client is sent depends on the answer of the one before it, so that one trains at a time."""
+        return self.method.admits_at_once or self.config.share_momentum
 
     def evaluate(self, context: RoundContext) -> Evaluation:
         """Evaluate every client that takes part in rounds on its own test split."""
@@ -126,7 +137,11 @@ class Federation:
         Raises:
             UserError: a mistake in the settings; or a failure, if failures are to stop the run.
         """
-        server, seconds = self.server, {"train": 0.0, "evaluate": 0.0}
+        # What serial clients leave for the next one goes to a copy: the server itself changes at the end of the round.
+        server = self.server.copy() if self.serial else self.server
+        place = {client_id: i for i, client_id in enumerate(context.cohort)}
+        turns = (context.round - 1) * len(context.cohort)  # local fits before this round
+        seconds = {"train": 0.0, "evaluate": 0.0}
         attempts = 1 + (self.config.retries if self.config.on_failure == "retry" else 0)
         waiting = deque((client_id, 0) for client_id in self.order(context.cohort))
         trained: dict[int, tuple[Trained, Known]] = {}
@@ -137,16 +152,23 @@ class Federation:
                 client_id, attempt = waiting.popleft()
                 self._call("on_client_start", self, context, client_id)
                 downlink = self.method.configure(server, client_id, context)
+                if self.config.share_momentum:
+                    momentum = {name: held for name, held in server.extras.items() if name.startswith(MOMENTUM)}
+                    downlink = replace(downlink, extras={**downlink.extras, **momentum})
                 if not attempt:
                     record.bytes["down"] += downlink.nbytes
                 version = server.known(client_id).version
-                yield TrainJob(client_id, context.round, version, downlink, attempt)
+                yield TrainJob(client_id, context.round, version, downlink, attempt, turns + place[client_id])
 
         while waiting:
-            for job, result in self.fleet.train(jobs()):
+            for job, result in self.fleet.train(islice(jobs(), 1) if self.serial else jobs()):
                 seconds["train"] += result.seconds
                 if isinstance(result, Trained):
                     trained[job.client_id] = (result, known_after(server, job))
+                    if self.method.admits_at_once:
+                        self.method.admit(server, result.update)
+                    if self.config.share_momentum:
+                        server.extras.update(result.update.extras)
                     self._call("on_client_end", self, context, job.client_id, result.loss)
                     continue
                 self._fail(job, result, context)

@@ -62,13 +62,14 @@ class PFedMoAP(Method):
         num_experts: number K of non-local experts; fewer are used while the pool has fewer. With 0, the gate sees the
             local expert alone (to have no gate either: gate none).
         lmbda: weight lambda of the local prompt's own logits (eq. 10).
-        assignment: which prompts are the experts: nearest (in l2, as in the paper), random (as in the released code) or
-            farthest of the pool; same_domain, drawn among clients of the client's domain (an oracle, which only a
+        assignment: which prompts are the experts: nearest (in l2, as in the paper), farthest, random, drawn anew for
+            each client and round, or shuffled, the first ones in a shuffle of all clients that stays the same for the
+            run (the released code); same_domain, drawn among clients of the client's domain (an oracle, which only a
             simulation has); own, K copies of the client's own last prompt, which it makes itself; global, K copies of
             the global prompt, which is downloaded for it once; or noise, normal noise with the l2 norm of each prompt
             that nearest would have given.
-        evaluation_experts: fresh assigns experts again from the current pool before each evaluation (as in the
-            release); held uses those of the client's last participation, which it already has.
+        evaluation_experts: fresh assigns experts again from the current pool before each evaluation; held uses those of
+            the client's last participation, which it already has (as the released code does for the round's clients).
         gating_dim: width that features are pooled to; must divide CLIP's feature width. At that width nothing is
             pooled.
         heads: number of heads of the attention gate; must divide gating_dim.
@@ -86,6 +87,9 @@ class PFedMoAP(Method):
         pooling: stride keeps every n-th coordinate of a feature (as in the release), average takes the mean of every n
             neighbouring ones; n = CLIP's feature width / gating_dim.
         gate_sharing: local, where the gate never leaves the client (the method), or averaged over clients (table 7).
+        pool_update: when an upload replaces the client's entry in the pool: at the end of the round (Algorithm 1), or
+            immediate, as in the released code, where later clients of a round may get prompts of the same round. Then
+            clients train one after the other, and their order matters.
     """
 
     label = "pFedMoAP"
@@ -99,7 +103,9 @@ class PFedMoAP(Method):
         self,
         num_experts: int = 9,
         lmbda: float = 0.5,
-        assignment: Literal["nearest", "random", "farthest", "same_domain", "own", "global", "noise"] = "nearest",
+        assignment: Literal[
+            "nearest", "random", "shuffled", "farthest", "same_domain", "own", "global", "noise"
+        ] = "nearest",
         evaluation_experts: Literal["fresh", "held"] = "fresh",
         gating_dim: int = 128,
         heads: int = 8,
@@ -110,6 +116,7 @@ class PFedMoAP(Method):
         attention: Literal["learned", "uniform"] = "learned",
         gate_start: Literal["random", "identity"] = "random",
         train_gate: bool = True,
+        pool_update: Literal["round", "immediate"] = "round",
     ) -> None:
         if num_experts < 0:
             raise UserError(f"method.num_experts is {num_experts}; valid is an integer of at least 0.")
@@ -131,6 +138,8 @@ class PFedMoAP(Method):
         self.attention = attention
         self.gate_start = gate_start
         self.train_gate = train_gate
+        self.pool_update = pool_update
+        self.admits_at_once = pool_update == "immediate"
 
     def check(self, federation: FederationConfig, feature_dim: int) -> None:
         if self.gate == "none":

@@ -97,6 +97,18 @@ class Privacy(Protection):
             UserError: the method or the optimizer does not fit the mechanism.
         """
 
+    def _require_plain(self, optim: OptimConfig) -> None:
+        """Refuse what no mechanism here protects, or where rounding would outweigh the noise."""
+        for key, value, valid, why in (
+            ("federation.share_momentum", self.federation.share_momentum, False, "sends sums of gradients unprotected"),
+            ("optim.precision", optim.precision, "float32", "rounds what noise is added to"),
+        ):
+            if value != valid:
+                raise UserError(
+                    f"privacy.mechanism is {self.config.mechanism!r}, but {key} = {str(value).lower()} {why}; valid is "
+                    f"{str(valid).lower()}."
+                )
+
     def releases(self, participations: int) -> int:
         """The number of Gaussian mechanisms that a client has used after training in that many rounds."""
         return 0
@@ -139,6 +151,7 @@ class UploadNoise(Privacy):
         self.multiplier = noise_multiplier(self.epsilon, config.delta)
 
     def fits(self, method: Method, optim: OptimConfig) -> None:
+        self._require_plain(optim)
         own = type(method).optimizer is not Method.optimizer
         if optim.optimizer != "sgd" or own:
             found = f"{type(method).__name__}'s own" if own else repr(optim.optimizer)
@@ -198,6 +211,7 @@ class DPSGD(Privacy):
         self.multiplier = noise_multiplier(self.epsilon, config.delta) * math.sqrt(mechanisms)
 
     def fits(self, method: Method, optim: OptimConfig) -> None:
+        self._require_plain(optim)
         if type(method).cohort is not Method.cohort:
             raise UserError(
                 f"privacy.mechanism is 'dpsgd', whose noise is set for cohorts that are known beforehand, but "

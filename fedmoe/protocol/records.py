@@ -57,10 +57,11 @@ class Update:
     parameters: Tensors  # trained values of shared parameters
     num_examples: int  # the weight n_i in the mean (eq. 7)
     metrics: Mapping[str, float] = field(default_factory=dict)  # the method's own; averaged with the weights n_i
+    extras: Tensors = field(default_factory=dict)  # not averaged: momentum, where the next client's fit uses it
 
     @property
     def nbytes(self) -> int:
-        return nbytes(self.parameters)
+        return nbytes(self.parameters, self.extras)
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,17 @@ class About:
 @dataclass(frozen=True)
 class TrainJob:
     """The server's order to train. ``version`` names the round whose state the client is to use, 0 for none, so that a
-    lost answer or a checkpoint older than the client does no harm. Each ``attempt`` draws different batches."""
+    lost answer or a checkpoint older than the client does no harm. Each ``attempt`` draws different batches.
+
+    ``turn`` counts the federation's local fits before this one, in the order of rounds and cohorts. From this number a
+    client knows the learning rate where all share one course, and needs to know nothing else of the others."""
 
     client_id: int
     round: int
     version: int
     downlink: Downlink
     attempt: int = 0
+    turn: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedmoe.seeds import numpy_generator
+from fedmoe.seeds import derive, numpy_generator
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,10 +58,18 @@ def _by_distance(pool: Mapping[int, Tensor], client_id: int, descending: bool = 
 
 
 def random_experts(pool: Mapping[int, Tensor], client_id: int, count: int, seed: Seeds = (0,)) -> list[int]:
-    """K other clients of the pool, drawn uniformly without replacement (the released code's choice)."""
+    """K other clients of the pool, drawn uniformly without replacement, anew for each place."""
     others = sorted(other for other in pool if other != client_id)
     drawn = numpy_generator(0, "experts", *seed).choice(len(others), size=min(count, len(others)), replace=False)
     return [others[i] for i in drawn]
+
+
+def shuffled_experts(pool: Mapping[int, Tensor], client_id: int, count: int, seed: Seeds = (0,)) -> list[int]:
+    """The first K other clients of the pool in one shuffle of all clients, which the run's seed alone decides: nearly
+    all clients get the same experts in every round (the released code's choice)."""
+    run_seed = int(seed[0])
+    others = (other for other in pool if other != client_id)
+    return sorted(others, key=lambda other: derive(run_seed, "experts", "shuffle", other))[:count]
 
 
 def _from_pool(choose: Callable[[Mapping[int, Tensor], int, int, Seeds], list[int]]) -> Assignment:
@@ -121,6 +129,7 @@ def _stack(prompts: list[Tensor], like: Tensor) -> Tensor:
 ASSIGNMENTS: Mapping[str, Assignment] = {
     "nearest": _from_pool(nearest_experts),
     "random": _from_pool(random_experts),
+    "shuffled": _from_pool(shuffled_experts),
     "farthest": _from_pool(farthest_experts),
     "same_domain": same_domain,
     "own": own_copies,

@@ -29,6 +29,34 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ROW = 3 * 32 * 32  # bytes of an image: red, green, blue, each row by row
+_COARSE_CLASSES = (  # of CIFAR-100, in the order of its coarse_label_names
+    ("aquatic mammals", "beaver dolphin otter seal whale"),
+    ("fish", "aquarium_fish flatfish ray shark trout"),
+    ("flowers", "orchid poppy rose sunflower tulip"),
+    ("food containers", "bottle bowl can cup plate"),
+    ("fruit and vegetables", "apple mushroom orange pear sweet_pepper"),
+    ("household electrical devices", "clock keyboard lamp telephone television"),
+    ("household furniture", "bed chair couch table wardrobe"),
+    ("insects", "bee beetle butterfly caterpillar cockroach"),
+    ("large carnivores", "bear leopard lion tiger wolf"),
+    ("large man-made outdoor things", "bridge castle house road skyscraper"),
+    ("large natural outdoor scenes", "cloud forest mountain plain sea"),
+    ("large omnivores and herbivores", "camel cattle chimpanzee elephant kangaroo"),
+    ("medium-sized mammals", "fox porcupine possum raccoon skunk"),
+    ("non-insect invertebrates", "crab lobster snail spider worm"),
+    ("people", "baby boy girl man woman"),
+    ("reptiles", "crocodile dinosaur lizard snake turtle"),
+    ("small mammals", "hamster mouse rabbit shrew squirrel"),
+    ("trees", "maple_tree oak_tree palm_tree pine_tree willow_tree"),
+    ("vehicles 1", "bicycle bus motorcycle pickup_truck train"),
+    ("vehicles 2", "lawn_mower rocket streetcar tank tractor"),
+)
+
+
+def _coarse(classes: tuple[str, ...], groups: tuple[tuple[str, str], ...]) -> tuple[int, ...]:
+    """The group of each class."""
+    group = {name: number for number, (_, members) in enumerate(groups) for name in members.split()}
+    return tuple(group[name] for name in classes)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -144,6 +172,7 @@ class CIFAR100(_Cifar):
         "telephone", "television", "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale",
         "willow_tree", "wolf", "woman", "worm",
     )  # fmt: skip
+    coarse = _coarse(classes, _COARSE_CLASSES)
     mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
     published = PublishedFacts(train=50000, test=10000, classes=100)
 

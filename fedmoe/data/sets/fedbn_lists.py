@@ -48,6 +48,10 @@ class DomainLists(DataSet):
     """With layout folders: share of each class of each domain that becomes test data, in (0, 1)."""
     split_seed: int = 0
     """With layout folders: seed of the split into train and test. It does not depend on the run's seed."""
+    labels: Literal["right", "released"] = "right"
+    """right: each image has its own label; released: as pFedMoAP's released code loads these data. A client's i-th
+    label goes with the i-th image of its whole domain, so images have other images' labels, and only fitting noise
+    gives more than chance. (There, the order of the class names also differs from process to process; not here.)"""
 
     @property
     @abstractmethod
@@ -60,6 +64,10 @@ class DomainLists(DataSet):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fraction(self.test_fraction)
+
+    @property
+    def mispairs(self) -> bool:
+        return self.labels == "released"
 
     @property
     def _folder(self) -> Path:
