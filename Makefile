@@ -36,8 +36,8 @@ mutants: setup  ## mutation tests: change the code in one place at a time and li
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev,mutants]"
 	OMP_NUM_THREADS=1 $(RUN) -m experiments.mutants $(FILES) $(if $(SURVIVORS),--survivors)
 
-reproduce-%: setup  ## a table or figure of the paper: reproduce-table2 (DATA= PRESET= SEEDS= ROUNDS= CLIENTS= JOBS= WANDB= OUT=)
-	$(RUN) -m experiments.reproduce $* $(if $(DATA),--data $(DATA)) $(if $(PRESET),--preset $(PRESET)) \
+reproduce-%: setup  ## a table or figure of the paper: reproduce-table2 (DATA= PRESET= REGIME= SEEDS= ROUNDS= CLIENTS= JOBS= WANDB= OUT=)
+	$(RUN) -m experiments.reproduce $* $(if $(DATA),--data $(DATA)) $(if $(PRESET),--preset $(PRESET)) $(if $(REGIME),--regime $(REGIME)) \
 		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CLIENTS),--clients $(CLIENTS)) \
 		$(if $(JOBS),--jobs $(JOBS)) $(if $(WANDB),--wandb $(WANDB)) $(if $(OUT),--out $(OUT))
 

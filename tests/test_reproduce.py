@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickletools
@@ -20,16 +21,19 @@ import yaml
 from rich.console import Console
 
 import fedmoe.data
+from experiments.reproduce import regimes
 from experiments.reproduce.cifar_files import COARSE_LABELS, write_cifar
-from experiments.reproduce.manifest import ROOT, load_manifest, names, read_manifest
+from experiments.reproduce.manifest import ROOT, load_manifest, merged, names, read_manifest
 from experiments.reproduce.plan import Options, Plan, Run, flat, make_plan
 from experiments.reproduce.progress import Estimate, Running
-from experiments.reproduce.report import latex, write_report
+from experiments.reproduce.regimes import load_regimes
+from experiments.reproduce.report import latex, terminal_table, write_report
 from experiments.reproduce.results import Column, columns, published, published_value, values
 from experiments.reproduce.runner import run_all
 from fedmoe.data import CIFAR10, CIFAR100
 from fedmoe.errors import UserError
 from fedmoe.readers.array_pickle import load_arrays
+from fedmoe.report.tables import show
 from fedmoe.runs.records import Attention, RoundRecord
 
 TABLES = [1, 2, 3, 4, 6, 7, 8, 9]
@@ -315,6 +319,110 @@ def test_curves_and_attention_are_reported(tmp_path: Path) -> None:
     assert "| 1 | 0.4500 | 0.0707 |" in text and "| 2 | 0.2000 | 0.0000 |" in text
 
 
+REGIME = """
+settings: {optim: {momentum: 0.5}, federation: {batch_size: 16}}
+data:
+  cifar100: {partition: {init_args: {alpha: 0.25}}, federation: {batch_size: 8}}
+methods:
+  PFedMoAP: {method: {init_args: {assignment: random, lmbda: 0.25}}}
+"""
+
+
+@pytest.fixture
+def regime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A regime beside the paper's, by its name."""
+    folder = tmp_path / "regimes"
+    folder.mkdir()
+    (folder / "other.yaml").write_text(REGIME, encoding="utf-8")
+    monkeypatch.setattr(regimes, "REGIMES", folder)
+    return "other"
+
+
+def test_a_regime_lies_over_table_and_data_set_and_under_the_row(regime: str, tmp_path: Path) -> None:
+    other = load_regimes("paper,other")
+    manifest = load_manifest("table2")
+    rows = tuple(row for row in manifest.rows if row.key in ("coop", "pfedmoap"))
+    own = replace(rows[1], settings={"method": {"init_args": {"lmbda": 0.75}}})
+    plan = make_plan(replace(manifest, rows=(rows[0], own)), Options(tmp_path, seeds=1, rounds=2, regimes=other))
+    runs = {run.name: run for run in plan.runs}
+    assert set(runs) == {f"{row}-{data}{part}-seed0" for row in ("coop", "pfedmoap")
+                         for data in ("cifar10", "cifar100") for part in ("", "-other")}  # fmt: skip
+    one, more = runs["coop-cifar10-other-seed0"].settings, runs["coop-cifar100-other-seed0"].settings
+    assert (one["optim.momentum"], one["federation.batch_size"], one["partition.init_args.alpha"]) == (0.5, 16, 0.5)
+    assert (more["federation.batch_size"], more["partition.init_args.alpha"]) == (8, 0.25)
+    assert more["partition.init_args.min_size"] == 10  # the table's, which the regime leaves
+    gate = runs["pfedmoap-cifar10-other-seed0"].settings
+    assert gate["method.init_args.assignment"] == "random" and gate["method.init_args.lmbda"] == 0.75  # the row's
+    assert gate["federation.rounds"] == 2
+    paper = make_plan(replace(manifest, rows=(rows[0], own)), Options(tmp_path, seeds=1, rounds=2)).runs
+    assert {run.name: run.settings for run in paper} == {
+        name: run.settings for name, run in runs.items() if "-other-" not in name
+    }
+    assert {run.data for run in plan.runs} == {"cifar10", "cifar100", "cifar10-other", "cifar100-other"}
+
+
+def test_a_class_named_alone_keeps_its_name_under_settings() -> None:
+    assert merged({"partition": "Pathological"}, {"partition": {"init_args": {"a": 1}}}) == {
+        "partition": {"class_path": "Pathological", "init_args": {"a": 1}}
+    }
+    other = {"partition": {"class_path": "Dirichlet", "init_args": {"alpha": 1}}}
+    assert merged({"partition": "Pathological"}, other) == other
+
+
+@pytest.mark.parametrize(
+    ("given", "file", "sentence"),
+    [
+        ("othr", REGIME, "--regime is 'othr'; valid is paper, other, .* did you mean 'other'"),
+        ("paper,paper", REGIME, "valid is each regime once"),
+        ("other", "setings: {}", "setings is not known; .* did you mean 'settings'"),
+        ("other", "methods: {PFedMoA: {}}", "methods.PFedMoA is not known; .* did you mean 'PFedMoAP'"),
+        ("other", "data: {cifar: {}}", "data.cifar is not known"),
+        ("other", "data: {cifar10: 3}", "data.cifar10 is 3; valid is a mapping of settings"),
+    ],
+)
+def test_a_mistake_in_a_regime_is_named(given: str, file: str, sentence: str, regime: str) -> None:
+    (regimes.REGIMES / f"{regime}.yaml").write_text(file, encoding="utf-8")
+    with pytest.raises(UserError, match=sentence):
+        load_regimes(given)
+
+
+def test_a_setting_that_a_regime_misspells_is_named_with_it(regime: str, tmp_path: Path) -> None:
+    (regimes.REGIMES / "other.yaml").write_text("settings: {optim: {momentun: 0.5}}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"table2, row zero_shot_clip, data cifar10, regime other: .*momentum"):
+        make_plan(load_manifest("table2"), Options(tmp_path, seeds=1, regimes=load_regimes("both")))
+
+
+def test_both_regimes_stand_beside_the_published_numbers(regime: str, tmp_path: Path) -> None:
+    plan = make_plan(load_manifest("table2"), Options(tmp_path, seeds=2, regimes=load_regimes("both")))
+    runs = {run.name: run for run in plan.runs}
+    for row, part, means in (("pfedmoap", "", (83.0, 84.0)), ("pfedmoap", "-other", (80.0, 82.0)),
+                             ("coop", "", (70.0, 71.0)), ("coop", "-other", (90.0, 91.0))):  # fmt: skip
+        for seed, mean in enumerate(means):
+            write_run(runs[f"{row}-cifar10{part}-seed{seed}"], mean)
+    path = write_report(plan)
+    assert path.name == "table2-paper-other.md"
+    text = path.read_text(encoding="utf-8")
+    assert "Dir(0.5), 100 clients (paper and other regimes)" in text
+    at = text.index("| pFedMoAP | published | 83.46 ± 0.53 | 53.42 ± 0.22 |")
+    # 83 and 84: mean 83.5, 0.04 above 83.46; 80 and 82: mean 81, 2.46 below
+    lines = text[at:].splitlines()
+    assert lines[1] == "|  | paper regime | **83.50 ± 0.71 (+0.04)** | missing |"
+    assert lines[2] == "|  | other regime | 81.00 ± 1.41 (−2.46) | missing |"
+    assert "|  | other regime | **90.50 ± 0.71 (+9.66)** | missing |" in text  # CoOp, best of its own regime
+    assert "The other regime, where it differs from the above: " in text
+    assert "optim.momentum 0.9 → 0.5" in text and "method.assignment nearest → random" in text
+    assert "federation.batch_size 32 → 16 and 32 → 8" in text
+    lines = (tmp_path / "table2-paper-other.csv").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 1 + 5 * 2 * 2 and lines[0].endswith(",regime")
+    assert any(line.startswith("pfedmoap,pFedMoAP,cifar10,,done,81.0") and line.endswith(",other") for line in lines)
+    tex = (tmp_path / "table2-paper-other.tex").read_text(encoding="utf-8")
+    assert " & paper regime & \\textbf{83.50 $\\pm$ 0.71 (+0.04)} & missing \\\\" in tex
+    assert (tmp_path / "table2-paper-other.png").stat().st_size > 10_000
+    shown = Console(file=io.StringIO(), width=200)
+    show(terminal_table(plan), shown)
+    assert re.search(r"paper regime +83\.50 ± 0\.71 \(\+0\.04\) +missing", shown.file.getvalue())  # type: ignore[attr-defined]
+
+
 def test_time_left_counts_starts_and_work(tmp_path: Path) -> None:
     plan = make_plan(load_manifest("table2", "embedded"), Options(tmp_path, seeds=1))
     runs = [run for run in plan.runs if run.name.startswith(("promptfl", "prompt_fedprox", "pfedmoap"))]
@@ -418,6 +526,10 @@ def test_real_clip_and_real_file_formats_end_to_end(tmp_path: Path) -> None:
     assert (outcome.finished, outcome.failed) == (1, [])
     [value] = values(plan)
     assert value.mean is not None and 0 <= value.mean <= 100
-    assert value.published is None  # random weights compare with nothing
+    # The published number stands beside it, and nothing is subtracted: random weights compare with nothing.
+    assert value.published is not None and value.published.mean == 83.46 and value.difference is None
+    text = write_report(plan).read_text(encoding="utf-8")
+    assert "**Random weights and made-up images: these numbers are no result.**" in text
+    assert "<br>*83.46 ± 0.53* |" in text
     config = yaml.safe_load((plan.runs[0].folder / "config.yaml").read_text(encoding="utf-8"))
     assert config["clip"]["architecture"] == "RN50" and config["clip"]["pretrained"] is None

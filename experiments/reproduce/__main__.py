@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from experiments.reproduce.manifest import load_manifest, names
+from experiments.reproduce.regimes import load_regimes, regime_names
 from fedmoe.errors import UserError
 
 
@@ -28,6 +29,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("name", help=f"one of {', '.join(names())}")
     parser.add_argument("--preset", help="another way to run the same rows, such as embedded")
+    parser.add_argument("--regime", default="paper", metavar="NAMES", help=f"{', '.join(regime_names())}, several with "
+                        "commas, or both (default: paper)")  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="ROOT", help="folder that holds the data sets' folders")
     parser.add_argument("--seeds", type=_count, metavar="N", help="seeds 0 to N - 1 (default: the manifest's, 3)")
     parser.add_argument("--rounds", type=_count, metavar="N", help="communication rounds, to scale down")
@@ -62,18 +65,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def reproduce(options: argparse.Namespace, console: Console) -> int:
     """What the command line asks for."""
     from experiments.reproduce.plan import Options, make_plan
-    from experiments.reproduce.report import write_report
+    from experiments.reproduce.report import terminal_table, write_report
     from experiments.reproduce.runner import Outcome, run_all, visible_gpus
     from fedmoe import display
     from fedmoe.io import write_json_atomic
+    from fedmoe.report.tables import show
 
     manifest = load_manifest(options.name, options.preset)
     out = (options.out or Path("runs") / _folder(options)).resolve()
     scale = (options.seeds, options.rounds, options.clients)
-    plan = make_plan(manifest, Options(out, options.data, *scale, options.wandb))
+    regimes = load_regimes(options.regime)
+    plan = make_plan(manifest, Options(out, options.data, *scale, options.wandb, regimes))
 
     say = partial(display.say, console)
-    say(f"{manifest.title}: {len(plan.runs)} runs in {out}")
+    say(f"{plan.title}: {len(plan.runs)} runs in {out}")
     for label, reason in plan.pending().items():
         say(f"pending: {label} ({reason})")
     for note in plan.notes:
@@ -90,6 +95,7 @@ def reproduce(options: argparse.Namespace, console: Console) -> int:
         jobs = options.jobs or len(visible_gpus()) or 1
         outcome = run_all(plan.runs, jobs, console, manifest.name, out)
     written = write_report(plan)
+    show(terminal_table(plan), console)
     missing = [run for run in plan.runs if not run.finished]
     if outcome.skipped:
         say(f"{outcome.skipped} runs were finished before.")

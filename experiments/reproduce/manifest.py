@@ -5,13 +5,15 @@ wins: the files under ``configs`` (of the manifest, of the data set, of the row)
 of the data set, of the row, and the value of the axis.
 
 A preset is another way to run the same rows: its ``configs``, ``settings`` and ``data`` take the place of the
-manifest's, and under ``rows`` it may add settings to a row, or leave one out with null.
+manifest's, and under ``rows`` it may add settings to a row, or leave one out with null. ``regimes`` holds settings
+that it lays over those of a regime (see regimes.py), where the regime's do not fit its data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -72,11 +74,12 @@ class Manifest:
     data: tuple[DataEntry, ...]
     rows: tuple[Row, ...]
     axis: Axis | None
-    published: str | None  # section of published.yaml that the values compare with
+    published: str | None  # section of published.yaml that stands beside the values
     notes: tuple[str, ...]
     presets: tuple[str, ...]
     preset: str | None = None
     generate: str | None = None  # data that the preset makes itself, see plan.GENERATORS
+    regimes: Mapping[str, Settings] = field(default_factory=dict)  # name -> settings over those of the regime
 
 
 def names() -> list[str]:
@@ -99,9 +102,21 @@ def load_manifest(name: str, preset: str | None = None) -> Manifest:
     return read_manifest(path, preset)
 
 
+@cache
+def data_keys() -> frozenset[str]:
+    """The data sets' keys in all manifests."""
+    files = (load_file(EXPERIMENTS / name / "manifest.yaml") for name in names())
+    return frozenset(str(key) for found in files for key in found.get("data", {}))
+
+
+def read_fields(path: Path) -> Fields:
+    """The keys of a YAML file, to be checked off."""
+    return Fields(load_file(path), f"{path}: ")
+
+
 def read_manifest(path: Path, preset: str | None = None) -> Manifest:
     """As ``load_manifest``, of a file."""
-    top = _Fields(load_file(path), f"{path}: ")
+    top = read_fields(path)
     presets = {key: top.within("presets", key) for key in top.mapping("presets")}
     if preset is not None and preset not in presets:
         valid = ", ".join(presets) or "none"
@@ -123,15 +138,18 @@ def read_manifest(path: Path, preset: str | None = None) -> Manifest:
         data=data,
         rows=_rows(top, own),
         axis=_axis(top, own),
-        published=top.text("published", "") or None if own is None else None,
+        published=base.text("published", "") or None,
         notes=top.texts("notes") if own is None else own.texts("notes"),
         presets=tuple(presets),
         preset=preset,
         generate=own.text("generate", "") or None if own else None,
+        regimes=own.mapping("regimes") if own else {},
     )
     top.done(["published", "seeds", "configs", "settings", "data", "notes", "axis", "presets"])
     for fields in presets.values():
-        fields.done(["seeds", "configs", "settings", "data", "rows", "axis", "notes", "generate"])
+        fields.done(
+            ["seeds", "configs", "settings", "data", "rows", "axis", "notes", "generate", "regimes", "published"]
+        )
     if not manifest.data or not manifest.rows:
         raise UserError(f"{path} has no {'data' if not manifest.data else 'rows'}; valid is at least one entry.")
     if (manifest.axis is not None) != (kind == "curves"):
@@ -144,7 +162,7 @@ def _title(title: str, preset: str | None, labels: Sequence[str]) -> str:
     return title if preset is None else f"{title.partition(':')[0]}, preset {preset}: {'; '.join(labels)}"
 
 
-def _data(fields: _Fields, key: str) -> DataEntry:
+def _data(fields: Fields, key: str) -> DataEntry:
     entry = DataEntry(
         key=key,
         label=fields.text("label"),
@@ -156,7 +174,7 @@ def _data(fields: _Fields, key: str) -> DataEntry:
     return entry
 
 
-def _rows(top: _Fields, preset: _Fields | None) -> tuple[Row, ...]:
+def _rows(top: Fields, preset: Fields | None) -> tuple[Row, ...]:
     changes = preset.mapping("rows") if preset else {}
     keys = list(top.mapping("rows"))
     for key in changes:
@@ -182,7 +200,7 @@ def _rows(top: _Fields, preset: _Fields | None) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _axis(top: _Fields, preset: _Fields | None) -> Axis | None:
+def _axis(top: Fields, preset: Fields | None) -> Axis | None:
     if not top.mapping("axis"):
         return None
     fields = top.within("axis")
@@ -205,11 +223,13 @@ def merged(first: Settings, second: Settings) -> dict[str, Any]:
         result.pop("init_args", None)
     for key, value in second.items():
         old = result.get(key)
+        if isinstance(old, str) and isinstance(value, Mapping) and "init_args" in value:
+            old = {"class_path": old}  # a class that was named alone
         result[str(key)] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
 
 
-class _Fields:
+class Fields:
     """A mapping of the file, whose keys are checked off as they are read."""
 
     def __init__(self, values: Mapping[Any, Any], where: str) -> None:
@@ -249,14 +269,14 @@ class _Fields:
             raise UserError(f"{self.where}{key} is {value!r}; valid is a mapping.")
         return _plain(value)
 
-    def within(self, key: str, *more: str) -> _Fields:
+    def within(self, key: str, *more: str) -> Fields:
         values: Any = self.values
         for part in (key, *more):
             self.read.add(key)
             values = values.get(part)
             if not isinstance(values, Mapping):
                 raise UserError(f"{self.where}{'.'.join((key, *more))} is {values!r}; valid is a mapping.")
-        return _Fields(values, f"{self.where}{'.'.join((key, *more))}.")
+        return Fields(values, f"{self.where}{'.'.join((key, *more))}.")
 
     def done(self, optional: Sequence[str] = ()) -> None:
         """Refuse a key that nothing has read; ``optional`` ones are valid all the same."""
