@@ -7,6 +7,7 @@ import json
 import os
 import pickletools
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -174,6 +175,42 @@ def test_options_scale_a_table_down(tmp_path: Path) -> None:
     assert "--seed=1" in run.arguments
     assert run.settings["method.init_args.num_experts"] == 11
     assert plan.notes == ("pFedMoAP: 11 non-local experts in place of 19, as there are 12 clients.",)
+
+
+def test_weights_precision_and_features_reach_every_run(tmp_path: Path) -> None:
+    for name in ("RN50.pt", "RN50x4.pt", "vit-b-16.safetensors", "notes.txt"):
+        (tmp_path / name).touch()
+    for table, file in (("table2", "RN50.pt"), ("table4", "vit-b-16.safetensors")):
+        options = Options(tmp_path, seeds=1, weights=tmp_path, settings={"clip.precision": "float16"})
+        for run in make_plan(load_manifest(table), options).runs:
+            own = run.settings
+            assert (own["clip.weights"], own["clip.precision"]) == (str(tmp_path / file), "float16")
+            assert own["clip.quick_gelu"] is True  # a copy of OpenAI's weights does not say so
+    with pytest.raises(UserError, match="comes with the package"):
+        make_plan(load_manifest("table2", "embedded"), Options(tmp_path, weights=tmp_path))
+    (tmp_path / "RN50-openai.pt").touch()
+    with pytest.raises(UserError, match=r"holds 2 weights files of RN50 \(of RN50-openai.pt, RN50.pt\)"):
+        make_plan(load_manifest("table2"), Options(tmp_path, weights=tmp_path))
+    with pytest.raises(UserError, match="which does not exist; valid is a weights file"):
+        make_plan(load_manifest("table2"), Options(tmp_path, weights=tmp_path / "none"))
+
+
+def test_options_of_make_are_those_of_the_command(tmp_path: Path) -> None:
+    """What make prints for all of them is a command line that names the runs' settings."""
+    words = {"DATA": tmp_path, "REGIME": "paper", "SEEDS": 1, "ROUNDS": 2, "CLIENTS": 20, "JOBS": 1, "OUT": tmp_path}
+    words |= {"WEIGHTS": tmp_path / "RN50.pt", "PRECISION": "bfloat16", "FEATURES_CACHE": tmp_path / "cache"}
+    words |= {"FEATURES_WORKERS": 3, "FEATURES_BATCH": 32, "WANDB": "offline"}
+    (tmp_path / "RN50.pt").touch()
+    command = ["make", "--dry-run", "--assume-old=setup", "reproduce-table2", *(f"{k}={v}" for k, v in words.items())]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    start = made.index("-m experiments.reproduce")
+    arguments = shlex.split(made[start:].replace("\\\n", " "))[2:]
+    screen = subprocess.run([sys.executable, "-m", "experiments.reproduce", *arguments, "--dry-run"], cwd=ROOT,
+                            capture_output=True, text=True, check=True).stdout  # fmt: skip
+    [line] = [line for line in screen.splitlines() if "pfedmoap.yaml" in line and "cifar100.yaml" in line]
+    for setting in (f"--clip.weights={tmp_path / 'RN50.pt'}", "--clip.precision=bfloat16", "--features.workers=3",
+                    f"--features.cache_dir={tmp_path / 'cache'}", "--features.batch_size=32"):  # fmt: skip
+        assert setting in shlex.split(line)
 
 
 def test_clients_that_do_not_fit_the_domains_are_refused(tmp_path: Path) -> None:

@@ -17,8 +17,17 @@ import yaml
 
 from experiments.reproduce.cifar_files import write_cifar
 from experiments.reproduce.manifest import ROOT, DataEntry, Manifest, Row, merged
-from experiments.reproduce.pending import as_arguments, known_settings, lower_experts, method_of, parser, pending
+from experiments.reproduce.pending import (
+    as_arguments,
+    from_files,
+    known_settings,
+    lower_experts,
+    method_of,
+    parser,
+    pending,
+)
 from experiments.reproduce.regimes import PAPER, Regime
+from experiments.reproduce.weights import clip_settings
 from fedmoe.errors import UserError
 
 GENERATORS: Mapping[str, Callable[[Path], None]] = {"cifar": write_cifar}
@@ -37,6 +46,8 @@ class Options:
     clients: int | None = None
     wandb: str | None = None  # W&B's mode, see tracking.wandb
     regimes: tuple[Regime, ...] = (PAPER,)
+    weights: Path | None = None  # a weights file, or a folder of them
+    settings: Mapping[str, Any] = field(default_factory=dict)  # dotted key -> value, over all others
 
     def words(self) -> str:
         """The part of these that makes results other than the table's, as text."""
@@ -191,6 +202,12 @@ def _settings(
         settings = merged(settings, _nested("data.init_args.root", str(options.data.resolve())))
     if options.rounds is not None:
         settings = merged(settings, _nested("federation.rounds", options.rounds))
+    for key, given in options.settings.items():
+        settings = merged(settings, _nested(key, given))
+    if options.weights is not None:
+        files = [*manifest.configs, *data.configs, *row.configs]
+        clip = merged(from_files(files), settings).get("clip", {})
+        settings = merged(settings, {"clip": clip_settings(clip, options.weights)})
     if options.clients is not None:
         settings = merged(settings, _nested("federation.clients", options.clients))
         if data.domains:
