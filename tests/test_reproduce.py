@@ -24,7 +24,8 @@ from rich.console import Console
 import fedmoe.data
 from experiments.reproduce import regimes
 from experiments.reproduce.cifar_files import COARSE_LABELS, write_cifar
-from experiments.reproduce.manifest import ROOT, load_manifest, merged, names, read_manifest
+from experiments.reproduce.fields import merged
+from experiments.reproduce.manifest import ROOT, load_manifest, names, read_manifest
 from experiments.reproduce.plan import Options, Plan, Run, flat, make_plan
 from experiments.reproduce.progress import Estimate, Running
 from experiments.reproduce.regimes import load_regimes
@@ -38,7 +39,7 @@ from fedmoe.report.tables import show
 from fedmoe.runs.records import Attention, RoundRecord
 
 TABLES = [1, 2, 3, 4, 6, 7, 8, 9]
-NAMES = [f"table{n}" for n in TABLES] + [f"figure{n}" for n in (3, 4, 5, 6)]
+NAMES = [f"table{n}" for n in TABLES] + [f"figure{n}" for n in (3, 4, 5, 6)] + ["zero-shot"]
 
 
 def published_rows(section: Mapping) -> dict[str, list]:
@@ -458,6 +459,32 @@ def test_both_regimes_stand_beside_the_published_numbers(regime: str, tmp_path: 
     shown = Console(file=io.StringIO(), width=200)
     show(terminal_table(plan), shown)
     assert re.search(r"paper regime +83\.50 ± 0\.71 \(\+0\.04\) +missing", shown.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_zero_shot_is_that_cell_of_every_table(regime: str, tmp_path: Path) -> None:
+    both = load_regimes("both")
+    plan = make_plan(load_manifest("zero-shot"), Options(tmp_path, Path("/data"), seeds=1, regimes=both))
+    tables = [make_plan(load_manifest(f"table{n}"), Options(tmp_path, Path("/data"), seeds=1, regimes=both))
+              for n in (1, 2, 3, 4)]  # fmt: skip
+    same = {run.name: run.settings for table in tables for run in table.runs if run.name.startswith("zero_shot_clip-")}
+    assert {run.name: run.settings for run in plan.runs} == same and len(same) == 2 * (5 + 2 + 1 + 1)
+    found = values(plan)
+    expected = [pair for n in (1, 2, 3, 4) for pair in published()[f"table{n}"]["zero_shot_clip"]]
+    for name in ("paper", "other"):
+        beside = [v.published for v in found if v.regime == name]
+        assert [[p.mean, p.std] for p in beside if p is not None] == expected  # all 19 cells, in order
+    runs = {run.name: run for run in plan.runs}
+    write_run(runs["zero_shot_clip-dtd-seed0"], 41.0)
+    write_run(runs["zero_shot_clip-dtd-other-seed0"], 40.0)
+    write_run(runs["zero_shot_clip-office_caltech10-seed0"], 90.0, {"amazon": 10.0, "dslr": 95.0})
+    text = write_report(plan).read_text(encoding="utf-8")
+    assert "|  |  | published | paper regime | other regime |".replace("|  |  |", "| | |") in text
+    assert "| *Table 1* |" in text and "| *Table 4* |" in text
+    assert "| DTD |  | 40.21 ± 0.12 | 41.00 (+0.79) | 40.00 (−0.21) |" in text
+    assert "| Office-Caltech10 | amazon | 9.83 ± 1.63 | 10.00 (+0.17) | missing |" in text
+    assert "|  | average | 9.40 ± 0.77 | 90.00 (+80.60) | missing |" in text
+    csv = (tmp_path / "zero-shot-paper-other.csv").read_text(encoding="utf-8")
+    assert "zero_shot_clip,Zero-shot CLIP,domainnet average,,missing," in csv
 
 
 def test_time_left_counts_starts_and_work(tmp_path: Path) -> None:

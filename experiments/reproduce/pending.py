@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
-from experiments.reproduce.manifest import ROOT, Manifest, Row, merged
+from experiments.reproduce.fields import merged
+from experiments.reproduce.manifest import ROOT, Manifest, Row
 from fedmoe.cli.yaml_files import load_file
 
 _CLASSES = ("method", "data", "partition")  # their settings depend on the class

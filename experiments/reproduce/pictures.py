@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.reproduce.plan import Plan
 from experiments.reproduce.results import Attention, Value, best, columns, mean_std
-from experiments.reproduce.wording import SPREAD, ours, table_lines, theirs
+from experiments.reproduce.wording import SPREAD, layout, ours, theirs
 from fedmoe.report.plot_style import GREY, INK, METHOD_COLOURS, OTHER_COLOURS, PALE, QUIET, Chart, save, styled
 
 DASHES = (("-", "solid"), ("--", "dashed"), (":", "dotted"), ("-.", "dash-dotted"))  # of the regimes
@@ -25,8 +25,8 @@ __all__ = ["attention_picture", "curves_picture", "save", "table_picture"]
 def table_picture(plan: Plan, found: Sequence[Value]) -> Figure:
     """The table: our numbers, the best of each column in bold, and under each the published one; of several regimes, a
     line for each number."""
-    if len(plan.regimes) > 1:
-        return _regimes_picture(plan, found)
+    if len(plan.regimes) > 1 or plan.manifest.kind == "cells":
+        return _lines_picture(plan, found)
     top, winners, rows = columns(plan.manifest), best(found), plan.manifest.rows
     compared = any(value.published for value in found)
     groups = [row.group for i, row in enumerate(rows) if row.group and (i == 0 or rows[i - 1].group != row.group)]
@@ -74,15 +74,15 @@ def table_picture(plan: Plan, found: Sequence[Value]) -> Figure:
     return figure
 
 
-def _regimes_picture(plan: Plan, found: Sequence[Value]) -> Figure:
-    top, lines = columns(plan.manifest), table_lines(plan, found)
+def _lines_picture(plan: Plan, found: Sequence[Value]) -> Figure:
+    head, lines = layout(plan, found)
     step = 0.25  # inches
     label_width = 0.3 + 0.085 * max(len(line.label) for line in lines)
     what_width = 0.2 + 0.075 * max(len(line.what) for line in lines)
     longest = max(len(cell.text) for line in lines for cell in line.cells)
     column_width = max(1.1, 0.25 + 0.071 * longest)
-    width = max(8.0, label_width + what_width + column_width * len(top) + 0.2)
-    column_width = min((width - label_width - what_width - 0.2) / len(top), 2.6)
+    width = max(8.0, label_width + what_width + column_width * len(head) + 0.2)
+    column_width = min((width - label_width - what_width - 0.2) / len(head), 2.6)
     height = 1.16 + step * len(lines)
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1))
@@ -90,9 +90,9 @@ def _regimes_picture(plan: Plan, found: Sequence[Value]) -> Figure:
     axes.axis("off")
     axes.text(0.12, 0.26, plan.title, fontsize=12.5, weight="bold", va="center")
     axes.text(0.12, 0.52, _subtitle(plan, False), fontsize=9, color=GREY, va="center")
-    places = [label_width + what_width + column_width * (i + 0.5) for i in range(len(top))]
-    for place, column in zip(places, top, strict=True):
-        axes.text(place, 0.86, column.label, ha="center", va="center", fontsize=10, color=INK)
+    places = [label_width + what_width + column_width * (i + 0.5) for i in range(len(head))]
+    for place, name in zip(places, head, strict=True):
+        axes.text(place, 0.86, name, ha="center", va="center", fontsize=10, color=INK)
     axes.plot([0.12, width - 0.12], [1.02, 1.02], color=INK, linewidth=1)
     for i, line in enumerate(lines):
         y = 1.06 + step * (i + 0.5)
@@ -101,8 +101,8 @@ def _regimes_picture(plan: Plan, found: Sequence[Value]) -> Figure:
         quiet: dict[str, Any] = {"style": "italic", "color": GREY} if line.heading else {}
         axes.text(0.12, y, line.label, va="center", fontsize=10, **quiet)
         axes.text(label_width, y, line.what, va="center", fontsize=9, color=GREY)
-        colour = GREY if line.what == "published" else INK
-        for place, cell in zip(places, line.cells, strict=True):
+        for place, name, cell in zip(places, head, line.cells, strict=True):
+            colour = GREY if "published" in (line.what, name) else INK
             weight = "bold" if cell.bold else "normal"
             axes.text(place, y, cell.text, ha="center", va="center", fontsize=9.5, color=colour, weight=weight)
     return figure

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import yaml
 
 from experiments.reproduce.cifar_files import write_cifar
-from experiments.reproduce.manifest import ROOT, DataEntry, Manifest, Row, merged
+from experiments.reproduce.fields import merged
+from experiments.reproduce.manifest import ROOT, DataEntry, Manifest, Row
 from experiments.reproduce.pending import (
     as_arguments,
     from_files,

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.reproduce.manifest import ROOT, DataEntry, Settings, data_keys, merged, read_fields
+from experiments.reproduce.fields import Settings, merged, read_fields
+from experiments.reproduce.manifest import ROOT, DataEntry, data_keys
 from fedmoe.errors import UserError, did_you_mean
 
 REGIMES = ROOT / "configs" / "regimes"

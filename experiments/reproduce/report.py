@@ -30,7 +30,7 @@ from experiments.reproduce.results import (
     values,
     versions,
 )
-from experiments.reproduce.wording import SPREAD, ours, table_lines, theirs
+from experiments.reproduce.wording import SPREAD, layout, ours, theirs
 from fedmoe.io import write_text_atomic
 from fedmoe.report.outside import csv_cell, latex, markdown
 from fedmoe.report.tables import Cell, Table
@@ -80,15 +80,15 @@ def terminal_table(plan: Plan) -> Table:
             for label, own in _curves(plan, found, column)
         ]
         return Table(plan.title, tuple(head), tuple(tuple(map(Cell, row)) for row in rows), notes)
-    head = ["", "", *(column.label for column in columns(plan.manifest))]
-    lines = [(Cell(line.label), Cell(line.what), *line.cells) for line in table_lines(plan, found)]
-    return Table(plan.title, tuple(head), tuple(lines), notes)
+    head, content = layout(plan, found)
+    lines = [(Cell(line.label, line.heading), Cell(line.what), *line.cells) for line in content]
+    return Table(plan.title, ("", "", *head), tuple(lines), notes)
 
 
 def table_markdown(plan: Plan, found: Sequence[Value]) -> str:
     """A row for each method; under our number the published one. Of several regimes, a line for each number."""
-    if len(plan.regimes) > 1:
-        return _regimes_markdown(plan, found)
+    if len(plan.regimes) > 1 or plan.manifest.kind == "cells":
+        return _lines_markdown(plan, found)
     top, winners = columns(plan.manifest), best(found)
     lines = ["| | " + " | ".join(markdown(column.label) for column in top) + " |", "|---|" + "---|" * len(top)]
     group = None
@@ -108,14 +108,15 @@ def table_markdown(plan: Plan, found: Sequence[Value]) -> str:
     return "\n".join([*lines, "", legend, ""])
 
 
-def _regimes_markdown(plan: Plan, found: Sequence[Value]) -> str:
-    top = columns(plan.manifest)
-    lines = ["| | | " + " | ".join(markdown(column.label) for column in top) + " |", "|---|---|" + "---|" * len(top)]
-    for line in table_lines(plan, found):
+def _lines_markdown(plan: Plan, found: Sequence[Value]) -> str:
+    head, content = layout(plan, found)
+    lines = ["| | | " + " | ".join(map(markdown, head)) + " |", "|---|---|" + "---|" * len(head)]
+    for line in content:
         label = f"*{markdown(line.label)}*" if line.heading else markdown(line.label)
         cells = [f"**{markdown(cell.text)}**" if cell.bold else markdown(cell.text) for cell in line.cells]
         lines.append("| " + " | ".join([label, markdown(line.what), *cells]) + " |")
-    legend = "Accuracy in percent, mean over seeds; the best of each regime in bold."
+    legend = "Accuracy in percent, mean over seeds"
+    legend += "." if plan.manifest.kind == "cells" else "; the best of each regime in bold."
     if any(value.published for value in found):
         legend += " In brackets: ours minus the published one, in points."
     return "\n".join([*lines, "", legend, ""])
@@ -156,14 +157,15 @@ def values_csv(found: Sequence[Value]) -> str:
         state = v.state if v.state != "run" else "done" if len(v.seeds) == v.planned else "missing"
         numbers = [v.mean, v.std, len(v.seeds), v.planned, each]
         paper = [v.published.mean, v.published.std] if v.published else [None, None]
-        lines.append([v.row.key, v.row.label, v.column.key, v.x, state, *numbers, *paper, v.difference, v.regime])
+        column = f"{v.column.data} {v.column.key}" if v.column.of and v.column.of.domains else v.column.key
+        lines.append([v.row.key, v.row.label, column, v.x, state, *numbers, *paper, v.difference, v.regime])
     return _csv(lines)
 
 
 def table_latex(plan: Plan, found: Sequence[Value]) -> str:
     """A booktabs table; under each method's line the published one. Of several regimes, a line for each number."""
-    if len(plan.regimes) > 1:
-        return _regimes_latex(plan, found)
+    if len(plan.regimes) > 1 or plan.manifest.kind == "cells":
+        return _lines_latex(plan, found)
     top, winners = columns(plan.manifest), best(found)
     lines = ["\\begin{tabular}{l" + "c" * len(top) + "}", "\\toprule"]
     lines += [" & ".join(["", *(latex(column.label) for column in top)]) + " \\\\", "\\midrule"]
@@ -183,13 +185,13 @@ def table_latex(plan: Plan, found: Sequence[Value]) -> str:
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
 
-def _regimes_latex(plan: Plan, found: Sequence[Value]) -> str:
-    top = columns(plan.manifest)
-    lines = ["\\begin{tabular}{ll" + "c" * len(top) + "}", "\\toprule"]
-    lines += [" & ".join(["", "", *(latex(column.label) for column in top)]) + " \\\\", "\\midrule"]
-    for line in table_lines(plan, found):
+def _lines_latex(plan: Plan, found: Sequence[Value]) -> str:
+    head, content = layout(plan, found)
+    lines = ["\\begin{tabular}{ll" + "c" * len(head) + "}", "\\toprule"]
+    lines += [" & ".join(["", "", *map(latex, head)]) + " \\\\", "\\midrule"]
+    for line in content:
         if line.heading:
-            lines.append(f"\\multicolumn{{{2 + len(top)}}}{{l}}{{\\emph{{{latex(line.label)}}}}} \\\\")
+            lines.append(f"\\multicolumn{{{2 + len(head)}}}{{l}}{{\\emph{{{latex(line.label)}}}}} \\\\")
             continue
         cells = [f"\\textbf{{{latex(cell.text)}}}" if cell.bold else latex(cell.text) for cell in line.cells]
         lines.append(" & ".join([latex(line.label), latex(line.what), *cells]) + " \\\\")

@@ -34,6 +34,7 @@ class Column:
     label: str
     data: str
     domain: str | None = None
+    of: DataEntry | None = None  # in a collection of several tables
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,12 @@ def columns(manifest: Manifest) -> list[Column]:
     """The columns of a table, in order."""
     found = []
     for data in manifest.data:
+        of = data if manifest.kind == "cells" else None
         if data.domains:
-            found += [Column(domain, domain, data.key, domain) for domain in data.domains]
-            found.append(Column(AVERAGE, AVERAGE, data.key))
+            found += [Column(domain, domain, data.key, domain, of) for domain in data.domains]
+            found.append(Column(AVERAGE, AVERAGE, data.key, None, of))
         else:
-            found.append(Column(data.key, data.label, data.key))
+            found.append(Column(data.key, data.label, data.key, None, of))
     return found
 
 
@@ -189,16 +191,17 @@ def published_value(manifest: Manifest, row: Row, column: Column) -> Published |
     Raises:
         UserError: the section has no such row.
     """
-    if manifest.published is None:
+    place = column.of.published if column.of else manifest.published
+    if place is None:
         return None
-    section: Any = published().get(manifest.published)
+    section: Any = published().get(place)
     if not isinstance(section, dict):
-        raise UserError(f"experiments/published.yaml has no section {manifest.published!r}.")
+        raise UserError(f"experiments/published.yaml has no section {place!r}.")
     group, _, name = row.published.partition(".")
     grouped = isinstance(section.get(group), dict)
     found = section[group].get(name) if grouped else section.get(row.published)
     if not isinstance(found, list):
-        raise UserError(f"experiments/published.yaml, section {manifest.published}, has no row {row.published!r}.")
+        raise UserError(f"experiments/published.yaml, section {place}, has no row {row.published!r}.")
     if column.key not in section["columns"]:
         return None
     mean, std = found[section["columns"].index(column.key)]

@@ -47,6 +47,26 @@ class Line:
     heading: bool = False
 
 
+def layout(plan: Plan, found: Sequence[Value]) -> tuple[list[str], list[Line]]:
+    """The heads of the columns behind the first two, and the lines of a table: of one row of several tables, a line for
+    each of their columns."""
+    if plan.manifest.kind != "cells":
+        return [column.label for column in columns(plan.manifest)], table_lines(plan, found)
+    names = [f"{regime} regime" for regime in plan.regimes] if len(plan.regimes) > 1 else ["ours"]
+    lines: list[Line] = []
+    table = data = None
+    for column in columns(plan.manifest):
+        assert column.of is not None
+        if column.of.table != table:
+            lines.append(Line(column.of.table or "", "", (Cell(""),) * (1 + len(names)), heading=True))
+        own = [value for value in found if value.column == column]
+        cells = [theirs(own[0], difference=False), *map(with_difference, own)]
+        label = column.of.label if column.data != data else ""
+        lines.append(Line(label, column.label if column.of.domains else "", tuple(map(Cell, cells))))
+        table, data = column.of.table, column.data
+    return ["published", *names], lines
+
+
 def table_lines(plan: Plan, found: Sequence[Value]) -> list[Line]:
     """Of each row the published numbers, where there are any, and ours of each regime, with the difference."""
     winners, several = best(found), len(plan.regimes) > 1
