@@ -38,6 +38,7 @@ mutants: setup  ## mutation tests: change the code in one place at a time and li
 
 reproduce-%: setup  ## a table or figure of the paper: reproduce-table2 (DATA= PRESET= REGIME= WEIGHTS= PRECISION= SEEDS= ROUNDS= CLIENTS= JOBS= WANDB= OUT=)
 	$(RUN) -m experiments.reproduce $* $(if $(DATA),--data $(DATA)) $(if $(PRESET),--preset $(PRESET)) $(if $(REGIME),--regime $(REGIME)) \
+		$(if $(filter no,$(CONTROLS)),--no-controls) \
 		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CLIENTS),--clients $(CLIENTS)) \
 		$(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(PRECISION),--precision $(PRECISION)) \
 		$(if $(FEATURES_CACHE),--features-cache $(FEATURES_CACHE)) \

@@ -25,7 +25,7 @@ import fedmoe.data
 from experiments.reproduce import regimes
 from experiments.reproduce.cifar_files import COARSE_LABELS, write_cifar
 from experiments.reproduce.fields import merged
-from experiments.reproduce.manifest import ROOT, load_manifest, names, read_manifest
+from experiments.reproduce.manifest import ROOT, Manifest, load_manifest, names, read_manifest
 from experiments.reproduce.plan import Options, Plan, Run, flat, make_plan
 from experiments.reproduce.progress import Estimate, Running
 from experiments.reproduce.regimes import load_regimes
@@ -40,6 +40,11 @@ from fedmoe.runs.records import Attention, RoundRecord
 
 TABLES = [1, 2, 3, 4, 6, 7, 8, 9]
 NAMES = [f"table{n}" for n in TABLES] + [f"figure{n}" for n in (3, 4, 5, 6)] + ["zero-shot"]
+
+
+def published_alone(name: str, preset: str | None = None) -> Manifest:
+    """A manifest without controls."""
+    return replace(load_manifest(name, preset), controls=())
 
 
 def published_rows(section: Mapping) -> dict[str, list]:
@@ -125,7 +130,7 @@ def test_a_table_has_the_published_settings(number: int) -> None:
 
 def test_the_methods_of_the_tables_have_the_published_settings(tmp_path: Path) -> None:
     training = published()["setting"]["training"]
-    plan = make_plan(load_manifest("table2"), Options(tmp_path, seeds=1))
+    plan = make_plan(published_alone("table2"), Options(tmp_path, seeds=1))
     of = {cell.row.key: cell.runs[0].settings for cell in plan.cells}
     gate = {key: of["pfedmoap"][f"method.init_args.{key}"] for key in ("heads", "gating_dim", "lmbda")}
     assert gate == {
@@ -145,6 +150,20 @@ def test_the_published_sizes_are_those_of_the_data_sets() -> None:
         assert (facts.train, facts.test, facts.classes) == (train, test, classes)
 
 
+# What controls wait for until pFedMoAP has these options; each is then run.
+AWAITED = {
+    "same_domain_experts": "PFedMoAP has no assignment same_domain yet",
+    "noise_experts": "PFedMoAP has no assignment noise yet",
+    "linear_noise_experts": "PFedMoAP has no assignment noise yet",
+    "global_experts": "PFedMoAP has no assignment global yet",
+    "local_expert_alone": "PFedMoAP has no setting train_gate yet",
+    "uniform_gate": "PFedMoAP has no setting attention yet",
+    "untrained_gate": "PFedMoAP has no setting train_gate yet",
+    "no_gate": "PFedMoAP has no gate none yet",
+    "local_adapter": "the method LocalAdapter does not exist yet",
+}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_run_of_every_preset_is_a_valid_command(name: str, tmp_path: Path) -> None:
     presets = load_manifest(name).presets
@@ -155,18 +174,25 @@ def test_every_run_of_every_preset_is_a_valid_command(name: str, tmp_path: Path)
             manifest = replace(manifest, axis=replace(manifest.axis, values=manifest.axis.values[:: 10**9]))
         # Every row on one data set, and one row on the others; make_plan parses each command, or raises.
         plan = make_plan(replace(manifest, data=manifest.data[:1]), Options(tmp_path, seeds=1))
-        assert not plan.pending()  # a misspelt method or setting would be
+        waiting = {cell.row.key: cell.reason for cell in plan.cells if cell.state == "pending"}
+        assert set(waiting) <= {
+            row.key for row in manifest.controls
+        }  # a misspelt method or setting would be among them
+        for key, reason in waiting.items():
+            assert AWAITED[key] in reason
         assert plan.runs and len({run.name for run in plan.runs}) == len(plan.runs)
         if preset is None:
             assert not [cell for cell in plan.cells if cell.state == "left out"]
         if plan.runs and manifest.data[1:]:
             row = next(cell.row for cell in plan.cells if cell.runs)
-            others = make_plan(replace(manifest, data=manifest.data[1:], rows=(row,)), Options(tmp_path, seeds=1))
+            one = replace(manifest, data=manifest.data[1:], rows=(row,), controls=())
+            others = make_plan(one, Options(tmp_path, seeds=1))
             assert len(others.runs) == len(manifest.data[1:]) * len(manifest.axis.values if manifest.axis else (0,))
 
 
 def test_options_scale_a_table_down(tmp_path: Path) -> None:
-    plan = make_plan(load_manifest("table3"), Options(tmp_path, Path("/data"), seeds=2, rounds=3, clients=12))
+    scale = Options(tmp_path, Path("/data"), seeds=2, rounds=3, clients=12)
+    plan = make_plan(published_alone("table3"), scale)
     assert len(plan.runs) == 5 * 2
     run = next(run for run in plan.runs if run.name == "pfedmoap-domainnet-seed1")
     assert run.settings["data.init_args.root"] == "/data"
@@ -200,7 +226,7 @@ def test_options_of_make_are_those_of_the_command(tmp_path: Path) -> None:
     """What make prints for all of them is a command line that names the runs' settings."""
     words = {"DATA": tmp_path, "REGIME": "paper", "SEEDS": 1, "ROUNDS": 2, "CLIENTS": 20, "JOBS": 1, "OUT": tmp_path}
     words |= {"WEIGHTS": tmp_path / "RN50.pt", "PRECISION": "bfloat16", "FEATURES_CACHE": tmp_path / "cache"}
-    words |= {"FEATURES_WORKERS": 3, "FEATURES_BATCH": 32, "WANDB": "offline"}
+    words |= {"FEATURES_WORKERS": 3, "FEATURES_BATCH": 32, "WANDB": "offline", "CONTROLS": "no"}
     (tmp_path / "RN50.pt").touch()
     command = ["make", "--dry-run", "--assume-old=setup", "reproduce-table2", *(f"{k}={v}" for k, v in words.items())]
     made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -220,12 +246,12 @@ def test_clients_that_do_not_fit_the_domains_are_refused(tmp_path: Path) -> None
 
 
 def test_with_fewer_clients_a_point_that_needs_more_is_left_out_and_a_default_is_lowered(tmp_path: Path) -> None:
-    plan = make_plan(load_manifest("figure5"), Options(tmp_path, seeds=1, clients=10))
+    plan = make_plan(published_alone("figure5"), Options(tmp_path, seeds=1, clients=10))
     assert {cell.x: cell.state for cell in plan.cells} == {
         5: "run", 10: "run", 15: "left out", 20: "left out", 25: "left out", 30: "left out", 35: "left out",
         40: "left out",
     }  # fmt: skip
-    plan = make_plan(load_manifest("table2"), Options(tmp_path, seeds=1, clients=5))
+    plan = make_plan(published_alone("table2"), Options(tmp_path, seeds=1, clients=5))
     run = next(run for run in plan.runs if run.name == "pfedmoap-cifar10-seed0")
     assert run.settings["method.init_args.num_experts"] == 4
     assert plan.notes == ("pFedMoAP: 4 non-local experts in place of 9, as there are 5 clients.",)
@@ -273,7 +299,7 @@ def write_run(run: Run, mean: float, domains: Mapping[str, float] | None = None)
 @pytest.fixture(scope="module")
 def table2(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """Table 2 with pFedMoAP on CIFAR-10 complete, one seed of PromptFL, and a run with other settings."""
-    plan = make_plan(load_manifest("table2"), Options(tmp_path_factory.mktemp("table2")))
+    plan = make_plan(published_alone("table2"), Options(tmp_path_factory.mktemp("table2")))
     runs = {run.name: run for run in plan.runs}
     for seed, mean in enumerate((83.0, 84.0, 85.5)):
         write_run(runs[f"pfedmoap-cifar10-seed{seed}"], mean)
@@ -320,11 +346,11 @@ def test_csv_latex_and_picture(table2: Plan) -> None:
 
 
 def test_domains_are_columns_and_pending_rows_are_marked(tmp_path: Path) -> None:
-    plan = make_plan(load_manifest("table4"), Options(tmp_path, seeds=1))
+    plan = make_plan(published_alone("table4"), Options(tmp_path, seeds=1))
     write_run(plan.runs[1], 30.0, {"amazon": 10.0, "caltech": 20.0, "dslr": 50.0, "webcam": 40.0})
     found = {v.column.key: v.mean for v in values(plan) if v.row.key == "coop"}
     assert found == {"amazon": 10.0, "caltech": 20.0, "dslr": 50.0, "webcam": 40.0, "average": 30.0}
-    manifest = load_manifest("table1", "embedded")
+    manifest = published_alone("table1", "embedded")
     settings = {"method": {"class_path": "NotThere"}}
     waiting = replace(manifest, rows=(*manifest.rows[:1], replace(manifest.rows[1], configs=(), settings=settings)))
     plan = make_plan(waiting, Options(tmp_path / "pending", seeds=1))
@@ -334,13 +360,13 @@ def test_domains_are_columns_and_pending_rows_are_marked(tmp_path: Path) -> None
 
 
 def test_curves_and_attention_are_reported(tmp_path: Path) -> None:
-    plan = make_plan(load_manifest("figure5", "embedded"), Options(tmp_path / "curves", seeds=2))
+    plan = make_plan(published_alone("figure5", "embedded"), Options(tmp_path / "curves", seeds=2))
     for run in plan.runs:
         if "num_experts5-" in run.name:
             write_run(run, 60.0 + 2 * run.seed)
     text = write_report(plan).read_text(encoding="utf-8")
     assert "| pFedMoAP | missing | 61.00 ± 1.41 | missing | missing | missing |" in text
-    plan = make_plan(load_manifest("figure6", "embedded"), Options(tmp_path / "attention", seeds=2))
+    plan = make_plan(published_alone("figure6", "embedded"), Options(tmp_path / "attention", seeds=2))
     for run, shift in zip(plan.runs, (0.0, 0.1), strict=True):
         write_run(run, 60.0)
         attention = Attention(local=0.3 + shift, experts=[0.5 - shift, 0.2])
@@ -378,7 +404,7 @@ def regime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_regime_lies_over_table_and_data_set_and_under_the_row(regime: str, tmp_path: Path) -> None:
     other = load_regimes("paper,other")
-    manifest = load_manifest("table2")
+    manifest = published_alone("table2")
     rows = tuple(row for row in manifest.rows if row.key in ("coop", "pfedmoap"))
     own = replace(rows[1], settings={"method": {"init_args": {"lmbda": 0.75}}})
     plan = make_plan(replace(manifest, rows=(rows[0], own)), Options(tmp_path, seeds=1, rounds=2, regimes=other))
@@ -431,7 +457,7 @@ def test_a_setting_that_a_regime_misspells_is_named_with_it(regime: str, tmp_pat
 
 
 def test_both_regimes_stand_beside_the_published_numbers(regime: str, tmp_path: Path) -> None:
-    plan = make_plan(load_manifest("table2"), Options(tmp_path, seeds=2, regimes=load_regimes("both")))
+    plan = make_plan(published_alone("table2"), Options(tmp_path, seeds=2, regimes=load_regimes("both")))
     runs = {run.name: run for run in plan.runs}
     for row, part, means in (("pfedmoap", "", (83.0, 84.0)), ("pfedmoap", "-other", (80.0, 82.0)),
                              ("coop", "", (70.0, 71.0)), ("coop", "-other", (90.0, 91.0))):  # fmt: skip
@@ -451,8 +477,10 @@ def test_both_regimes_stand_beside_the_published_numbers(regime: str, tmp_path: 
     assert "optim.momentum 0.9 → 0.5" in text and "method.assignment nearest → random" in text
     assert "federation.batch_size 32 → 16 and 32 → 8" in text
     lines = (tmp_path / "table2-paper-other.csv").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 1 + 5 * 2 * 2 and lines[0].endswith(",regime")
-    assert any(line.startswith("pfedmoap,pFedMoAP,cifar10,,done,81.0") and line.endswith(",other") for line in lines)
+    assert len(lines) == 1 + 5 * 2 * 2 and lines[0].endswith(",regime,control")
+    assert any(
+        line.startswith("pfedmoap,pFedMoAP,cifar10,,done,81.0") and line.endswith(",other,False") for line in lines
+    )
     tex = (tmp_path / "table2-paper-other.tex").read_text(encoding="utf-8")
     assert " & paper regime & \\textbf{83.50 $\\pm$ 0.71 (+0.04)} & missing \\\\" in tex
     assert (tmp_path / "table2-paper-other.png").stat().st_size > 10_000
@@ -461,10 +489,68 @@ def test_both_regimes_stand_beside_the_published_numbers(regime: str, tmp_path: 
     assert re.search(r"paper regime +83\.50 ± 0\.71 \(\+0\.04\) +missing", shown.file.getvalue())  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "zero-shot"])
+def test_every_table_and_figure_has_controls(name: str) -> None:
+    """All of them are about pFedMoAP."""
+    manifest = load_manifest(name)
+    assert manifest.controls and manifest.all_rows == manifest.rows + manifest.controls
+    assert all(row.control and row.group == "controls" for row in manifest.controls)
+    assert not any(row.control for row in manifest.rows)
+    if name in ("table1", "table2"):
+        for one in (manifest, load_manifest(name, "embedded")):
+            assert {row.key for row in one.controls} >= {
+                "random_experts", "noise_experts", "global_experts", "local_expert_alone", "uniform_gate",
+                "untrained_gate", "no_gate", "local_adapter",
+            }  # fmt: skip
+
+
+def test_a_control_is_pfedmoap_of_its_table_but_for_one_thing(tmp_path: Path) -> None:
+    plan = make_plan(load_manifest("table3"), Options(tmp_path, seeds=1))
+    of = {cell.row.key: cell.runs[0].settings for cell in plan.cells if cell.runs}
+    own, control = of["pfedmoap"], of["random_experts"]
+    assert {key for key in own if own[key] != control.get(key)} == {"method.init_args.assignment"}
+    assert control["method.init_args.num_experts"] == 19
+
+
+def test_controls_stand_below_the_published_rows(tmp_path: Path) -> None:
+    manifest = load_manifest("table2", "embedded")
+    found = tuple(row for row in manifest.controls if row.key in ("random_experts", "local_expert_alone"))
+    late = replace(found[1], settings={"method": {"init_args": {"not_there": 1}}})
+    plan = make_plan(replace(manifest, controls=(found[0], late)), Options(tmp_path / "table", seeds=1))
+    for run in plan.runs:
+        write_run(run, 90.0 if run.name.startswith("random_experts") else 80.0)
+    text = write_report(plan).read_text(encoding="utf-8")
+    at = text.index("| pFedMoAP |")
+    assert text[at:].splitlines()[:4] == [
+        "| pFedMoAP | 80.00 |",
+        "| *controls* | |",
+        "| Random experts | **90.00** |",
+        "| Local expert alone | pending |",
+    ]
+    assert "Pending: Local expert alone (PFedMoAP has no setting not_there yet)." in text
+    csv = (tmp_path / "table" / "table2.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.split(",")[0] for line in csv if line.endswith(",True")] == ["random_experts", "local_expert_alone"]
+    plan = make_plan(load_manifest("figure5", "embedded"), Options(tmp_path / "curves", seeds=1))
+    for run in plan.runs:
+        write_run(run, 80.0)
+    text = write_report(plan).read_text(encoding="utf-8")
+    at = text.index("| pFedMoAP |")
+    assert text[at:].splitlines()[1] == "| *controls* | | | | | |"
+    assert text[at:].splitlines()[2].startswith("| Random experts | 80.00 |")
+
+
+def test_a_value_that_an_option_does_not_have_yet_is_pending(tmp_path: Path) -> None:
+    manifest = load_manifest("table2")
+    odd = replace(manifest.rows[-1], settings={"method": {"init_args": {"assignment": "oldest"}}})
+    plan = make_plan(replace(manifest, rows=(odd,), controls=()), Options(tmp_path, seeds=1))
+    assert plan.pending() == {"pFedMoAP": "PFedMoAP has no assignment oldest yet"}
+    assert plan.runs == []
+
+
 def test_zero_shot_is_that_cell_of_every_table(regime: str, tmp_path: Path) -> None:
     both = load_regimes("both")
     plan = make_plan(load_manifest("zero-shot"), Options(tmp_path, Path("/data"), seeds=1, regimes=both))
-    tables = [make_plan(load_manifest(f"table{n}"), Options(tmp_path, Path("/data"), seeds=1, regimes=both))
+    tables = [make_plan(published_alone(f"table{n}"), Options(tmp_path, Path("/data"), seeds=1, regimes=both))
               for n in (1, 2, 3, 4)]  # fmt: skip
     same = {run.name: run.settings for table in tables for run in table.runs if run.name.startswith("zero_shot_clip-")}
     assert {run.name: run.settings for run in plan.runs} == same and len(same) == 2 * (5 + 2 + 1 + 1)

@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -32,6 +33,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", help="another way to run the same rows, such as embedded")
     regime = f"{', '.join(regime_names())}, several with commas, or both (default: paper)"
     parser.add_argument("--regime", default="paper", metavar="NAMES", help=regime)
+    parser.add_argument("--no-controls", action="store_true", help="leave out the rows that are not the paper's")
     parser.add_argument("--data", type=Path, metavar="ROOT", help="folder that holds the data sets' folders")
     parser.add_argument("--seeds", type=_count, metavar="N", help="seeds 0 to N - 1 (default: the manifest's, 3)")
     parser.add_argument("--rounds", type=_count, metavar="N", help="communication rounds, to scale down")
@@ -83,6 +85,8 @@ def reproduce(options: argparse.Namespace, console: Console) -> int:
     from fedmoe.report.tables import show
 
     manifest = load_manifest(options.name, options.preset)
+    if options.no_controls:
+        manifest = replace(manifest, controls=())
     out = (options.out or Path("runs") / _folder(options)).resolve()
     scale = (options.seeds, options.rounds, options.clients)
     regimes = load_regimes(options.regime)

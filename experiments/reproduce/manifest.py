@@ -8,6 +8,8 @@ A preset is another way to run the same rows: its ``configs``, ``settings`` and 
 manifest's, and under ``rows`` it may add settings to a row, or leave one out with null. ``regimes`` holds settings
 that it lays over those of a regime (see regimes.py), where the regime's do not fit its data.
 
+Rows under ``controls`` are our own: no published value stands beside them, and they come last, under a heading.
+
 A manifest with ``collect`` has no rows of its own: it is one row of several tables.
 """
 
@@ -55,6 +57,12 @@ class Row:
     settings: Settings
     published: str
     group: str | None = None
+    control: bool = False  # of our own, below the published ones
+
+    @property
+    def marked(self) -> str:
+        """The label, which says of a control that it is one."""
+        return f"{self.label} (control)" if self.control else self.label
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,11 @@ class Manifest:
     preset: str | None = None
     generate: str | None = None  # data that the preset makes itself, see plan.GENERATORS
     regimes: Mapping[str, Settings] = field(default_factory=dict)  # name -> settings over those of the regime
+    controls: tuple[Row, ...] = ()
+
+    @property
+    def all_rows(self) -> tuple[Row, ...]:
+        return self.rows + self.controls
 
 
 def names() -> list[str]:
@@ -139,7 +152,8 @@ def read_manifest(path: Path, preset: str | None = None) -> Manifest:
         configs=base.texts("configs"),
         settings=base.mapping("settings"),
         data=data,
-        rows=_rows(top, own),
+        rows=_rows(top, own, "rows"),
+        controls=_rows(top, own, "controls"),
         axis=_axis(top, own),
         published=base.text("published", "") or None,
         notes=top.texts("notes") if own is None else own.texts("notes"),
@@ -148,11 +162,10 @@ def read_manifest(path: Path, preset: str | None = None) -> Manifest:
         generate=own.text("generate", "") or None if own else None,
         regimes=own.mapping("regimes") if own else {},
     )
-    top.done(["published", "seeds", "configs", "settings", "data", "notes", "axis", "presets"])
+    top.done(["published", "seeds", "configs", "settings", "data", "notes", "axis", "presets", "controls"])
     for fields in presets.values():
-        fields.done(
-            ["seeds", "configs", "settings", "data", "rows", "axis", "notes", "generate", "regimes", "published"]
-        )
+        also = ["controls", "axis", "notes", "generate", "regimes", "published"]
+        fields.done(["seeds", "configs", "settings", "data", "rows", *also])
     if not manifest.data or not manifest.rows:
         raise UserError(f"{path} has no {'data' if not manifest.data else 'rows'}; valid is at least one entry.")
     if (manifest.axis is not None) != (kind == "curves"):
@@ -234,30 +247,42 @@ def _data(fields: Fields, key: str) -> DataEntry:
     return entry
 
 
-def _rows(top: Fields, preset: Fields | None) -> tuple[Row, ...]:
-    changes = preset.mapping("rows") if preset else {}
-    keys = list(top.mapping("rows"))
+def _rows(top: Fields, preset: Fields | None, section: str) -> tuple[Row, ...]:
+    """The rows of a section. A control of experiments/controls.yaml is named by its key; what stands there comes under
+    the manifest's own."""
+    changes = preset.mapping(section) if preset else {}
+    keys = list(top.mapping(section))
     for key in changes:
         if key not in keys:
-            raise UserError(f"{preset.where if preset else ''}rows.{key} is no row of the manifest; valid is {keys}.")
+            where = preset.where if preset else ""
+            raise UserError(f"{where}{section}.{key} is no row of the manifest; valid is {keys}.")
+    control = section == "controls"
     rows = []
     for key in keys:
-        fields = top.within("rows", key)
+        fields = top.within(section, key)
+        if control:
+            fields = Fields(merged(_controls().get(key, {}), fields.values), fields.where)
         settings: Settings = fields.mapping("settings")
         if preset and changes.get(key, {}) is not None:
-            settings = merged(settings, preset.within("rows", key).mapping("settings") if key in changes else {})
+            settings = merged(settings, preset.within(section, key).mapping("settings") if key in changes else {})
         row = Row(
             key=key,
             label=fields.text("label"),
             configs=fields.texts("configs"),
             settings=settings,
-            published=fields.text("published", key),
-            group=fields.text("group", "") or None,
+            published="" if control else fields.text("published", key),
+            group="controls" if control else fields.text("group", "") or None,
+            control=control,
         )
         fields.done()
         if changes.get(key, {}) is not None:
             rows.append(row)
     return tuple(rows)
+
+
+@cache
+def _controls() -> Mapping[Any, Any]:
+    return load_file(EXPERIMENTS / "controls.yaml")
 
 
 def _axis(top: Fields, preset: Fields | None) -> Axis | None:

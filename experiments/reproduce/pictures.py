@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.reproduce.plan import Plan
+from experiments.reproduce.plan import Plan, State
 from experiments.reproduce.results import Attention, Value, best, columns, mean_std
 from experiments.reproduce.wording import SPREAD, layout, ours, theirs
 from fedmoe.report.plot_style import GREY, INK, METHOD_COLOURS, OTHER_COLOURS, PALE, QUIET, Chart, save, styled
@@ -27,7 +27,7 @@ def table_picture(plan: Plan, found: Sequence[Value]) -> Figure:
     line for each number."""
     if len(plan.regimes) > 1 or plan.manifest.kind == "cells":
         return _lines_picture(plan, found)
-    top, winners, rows = columns(plan.manifest), best(found), plan.manifest.rows
+    top, winners, rows = columns(plan.manifest), best(found), plan.manifest.all_rows
     compared = any(value.published for value in found)
     groups = [row.group for i, row in enumerate(rows) if row.group and (i == 0 or rows[i - 1].group != row.group)]
     line, step = 0.28, 0.46 if compared else 0.3  # inches
@@ -81,7 +81,7 @@ def _lines_picture(plan: Plan, found: Sequence[Value]) -> Figure:
     what_width = 0.2 + 0.075 * max(len(line.what) for line in lines)
     longest = max(len(cell.text) for line in lines for cell in line.cells)
     column_width = max(1.1, 0.25 + 0.071 * longest)
-    width = max(8.0, label_width + what_width + column_width * len(head) + 0.2)
+    width = max(8.0, 0.24 + 0.112 * len(plan.title), label_width + what_width + column_width * len(head) + 0.2)
     column_width = min((width - label_width - what_width - 0.2) / len(head), 2.6)
     height = 1.16 + step * len(lines)
     figure = Figure(figsize=(width, height))
@@ -102,7 +102,8 @@ def _lines_picture(plan: Plan, found: Sequence[Value]) -> Figure:
         axes.text(0.12, y, line.label, va="center", fontsize=10, **quiet)
         axes.text(label_width, y, line.what, va="center", fontsize=9, color=GREY)
         for place, name, cell in zip(places, head, line.cells, strict=True):
-            colour = GREY if "published" in (line.what, name) else INK
+            aside = "published" in (line.what, name) or cell.text in ("missing", *get_args(State))
+            colour = GREY if aside else INK
             weight = "bold" if cell.bold else "normal"
             axes.text(place, y, cell.text, ha="center", va="center", fontsize=9.5, color=colour, weight=weight)
     return figure
@@ -142,7 +143,7 @@ def _subtitle(plan: Plan, compared: bool) -> str:
 def curves_picture(plan: Plan, found: Sequence[Value]) -> Figure:
     """A panel for each data set, a line for each method and regime; bars are standard deviations over seeds."""
     assert plan.manifest.axis is not None
-    panels, rows = columns(plan.manifest), plan.manifest.rows
+    panels, rows = columns(plan.manifest), plan.manifest.all_rows
     across = min(3, len(panels))
     down = math.ceil(len(panels) / across)
     height = 0.9 + 2.9 * down
@@ -161,7 +162,7 @@ def curves_picture(plan: Plan, found: Sequence[Value]) -> Figure:
                 colour = palette[row.key]
                 dash, first = DASHES[plan.regimes.index(regime) % len(DASHES)][0], regime == plan.regimes[0]
                 axes.errorbar(x, y, spread, color=colour, marker="o", markersize=4, capsize=2.5, linestyle=dash,
-                              elinewidth=1, label=row.label if first else "_")  # fmt: skip
+                              elinewidth=1, label=row.marked if first else "_")  # fmt: skip
                 drawn = True
         axes.set_title(column.label, fontsize=10, loc="left")
         axes.set(xlabel=plan.manifest.axis.label, ylabel="accuracy, %" if number % across == 1 or across == 1 else "")

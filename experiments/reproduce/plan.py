@@ -163,7 +163,7 @@ def make_plan(manifest: Manifest, options: Options) -> Plan:
     notes: list[str] = []
     experiments: dict[str, Any] = {}
     for regime in options.regimes:
-        for row in manifest.rows:
+        for row in manifest.all_rows:
             for data in manifest.data:
                 for shown, value in manifest.axis.values if manifest.axis else ((None, None),):
                     cell, note, built = _cell(manifest, data, row, shown, value, regime, options)

@@ -92,7 +92,7 @@ def table_markdown(plan: Plan, found: Sequence[Value]) -> str:
     top, winners = columns(plan.manifest), best(found)
     lines = ["| | " + " | ".join(markdown(column.label) for column in top) + " |", "|---|" + "---|" * len(top)]
     group = None
-    for row in plan.manifest.rows:
+    for row in plan.manifest.all_rows:
         if row.group is not None and row.group != group:
             lines.append(f"| *{markdown(row.group)}* |" + " |" * len(top))
         group = row.group
@@ -130,7 +130,12 @@ def curves_markdown(plan: Plan, found: Sequence[Value]) -> str:
         shown = [f"{x:g}" for x, _ in plan.manifest.axis.values]
         lines = [f"{markdown(column.label)}, by {markdown(plan.manifest.axis.label)}:", ""]
         lines += ["| | " + " | ".join(shown) + " |", "|---|" + "---|" * len(shown)]
-        for label, own in _curves(plan, found, column):
+        heading = False
+        for _, own in _curves(plan, found, column):
+            if own[0].row.control and not heading:
+                lines.append("| *controls* |" + " |" * len(shown))
+                heading = True
+            label = plan.labelled(own[0].row.label, own[0].regime)
             lines.append(f"| {markdown(label)} | " + " | ".join(ours(value) for value in own) + " |")
         parts.append("\n".join(lines))
     return "\n\n".join([*parts, "Accuracy in percent, mean over seeds.", ""])
@@ -140,10 +145,10 @@ def _curves(plan: Plan, found: Sequence[Value], column: Column) -> list[tuple[st
     """The curves of a panel: label, and values over the axis."""
     return [
         (
-            plan.labelled(row.label, regime),
+            plan.labelled(row.marked, regime),
             [v for v in found if (v.row.key, v.regime, v.column.key) == (row.key, regime, column.key)],
         )
-        for row in plan.manifest.rows
+        for row in plan.manifest.all_rows
         for regime in plan.regimes
     ]
 
@@ -151,14 +156,16 @@ def _curves(plan: Plan, found: Sequence[Value], column: Column) -> list[tuple[st
 def values_csv(found: Sequence[Value]) -> str:
     """One line for each number."""
     head = ["row", "label", "column", "x", "state", "mean", "std", "seeds", "planned", "values"]
-    lines: list[list[object]] = [[*head, "published_mean", "published_std", "difference", "regime"]]
+    lines: list[list[object]] = [[*head, "published_mean", "published_std", "difference", "regime", "control"]]
     for v in found:
         each = " ".join(f"{seed}:{value:.6f}" for seed, value in sorted(v.seeds.items()))
         state = v.state if v.state != "run" else "done" if len(v.seeds) == v.planned else "missing"
         numbers = [v.mean, v.std, len(v.seeds), v.planned, each]
         paper = [v.published.mean, v.published.std] if v.published else [None, None]
         column = f"{v.column.data} {v.column.key}" if v.column.of and v.column.of.domains else v.column.key
-        lines.append([v.row.key, v.row.label, column, v.x, state, *numbers, *paper, v.difference, v.regime])
+        lines.append(
+            [v.row.key, v.row.label, column, v.x, state, *numbers, *paper, v.difference, v.regime, v.row.control]
+        )
     return _csv(lines)
 
 
@@ -170,7 +177,7 @@ def table_latex(plan: Plan, found: Sequence[Value]) -> str:
     lines = ["\\begin{tabular}{l" + "c" * len(top) + "}", "\\toprule"]
     lines += [" & ".join(["", *(latex(column.label) for column in top)]) + " \\\\", "\\midrule"]
     group = None
-    for row in plan.manifest.rows:
+    for row in plan.manifest.all_rows:
         if row.group is not None and row.group != group:
             lines.append(f"\\multicolumn{{{1 + len(top)}}}{{l}}{{\\emph{{{latex(row.group)}}}}} \\\\")
         group = row.group

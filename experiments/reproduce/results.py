@@ -116,7 +116,7 @@ def values(plan: Plan) -> list[Value]:
             published_value(plan.manifest, row, column),
             len(plan.seeds),
         )
-        for row in plan.manifest.rows
+        for row in plan.manifest.all_rows
         for regime in plan.regimes
         for column in columns(plan.manifest)
         for x in places
@@ -155,7 +155,7 @@ def attention(plan: Plan) -> list[Attention]:
         if seeds:
             ranks = min(len(one["experts"]) for one in seeds)
             experts = tuple(tuple(float(one["experts"][rank]) for one in seeds) for rank in range(ranks))
-            label = plan.labelled(cell.row.label, cell.regime)
+            label = plan.labelled(cell.row.marked, cell.regime)
             found.append(Attention(label, cell.data, tuple(float(one["local"]) for one in seeds), experts))
     return found
 
@@ -192,7 +192,7 @@ def published_value(manifest: Manifest, row: Row, column: Column) -> Published |
         UserError: the section has no such row.
     """
     place = column.of.published if column.of else manifest.published
-    if place is None:
+    if place is None or row.control:
         return None
     section: Any = published().get(place)
     if not isinstance(section, dict):

@@ -72,7 +72,7 @@ def table_lines(plan: Plan, found: Sequence[Value]) -> list[Line]:
     winners, several = best(found), len(plan.regimes) > 1
     lines: list[Line] = []
     group = None
-    for row in plan.manifest.rows:
+    for row in plan.manifest.all_rows:
         if row.group is not None and row.group != group:
             lines.append(Line(row.group, "", (Cell(""),) * len(columns(plan.manifest)), heading=True))
         group = row.group
