@@ -98,6 +98,8 @@ def test_a_table_asks_for_exactly_the_published_rows_and_columns(number: int) ->
         ("table3", "promptfl", "average", 24.48, 12.52),
         ("table4", "zero_shot_clip", "webcam", 6.20, 3.84),
         ("table6", "pfedmoap_epsilon_25", "dtd", 89.11, 0.28),
+        ("table6", "pfedmoap_without_dp", "dtd", 89.13, 0.54),
+        ("table6", "prompt_fedprox_without_dp", "flowers102", 66.40, 0.29),
         ("table7", "linear_projection_10_experts", "dtd", 30.42, 7.14),
         ("table8", "experts_30", "sketch", 37.01, 1.08),
         ("table9", "dim_1024", "flowers102", 98.11, 0.33),
@@ -140,6 +142,17 @@ def test_the_methods_of_the_tables_have_the_published_settings(tmp_path: Path) -
     }
     assert of["coop"]["method.init_args.epochs"] == training["coop_epochs"]
     assert of["promptfl"]["prompt.length"] == training["prompt_length"]
+
+
+def test_without_privacy_is_the_setting_of_table_1(tmp_path: Path) -> None:
+    plans = {name: make_plan(published_alone(name), Options(tmp_path, seeds=1)) for name in ("table1", "table6")}
+    of = {name: {run.name: run.settings for run in plan.runs} for name, plan in plans.items()}
+    for row, same in (
+        ("promptfl", "promptfl"),
+        ("prompt_fedprox", "prompt_fedprox"),
+        ("pfedmoap", "pfedmoap_lambda_0.5"),
+    ):
+        assert of["table6"][f"{row}_without_dp-dtd-seed0"] == of["table1"][f"{same}-dtd-seed0"]
 
 
 def test_the_published_sizes_are_those_of_the_data_sets() -> None:
