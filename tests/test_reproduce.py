@@ -438,6 +438,34 @@ def test_a_regime_lies_over_table_and_data_set_and_under_the_row(regime: str, tm
     assert {run.data for run in plan.runs} == {"cifar10", "cifar100", "cifar10-other", "cifar100-other"}
 
 
+def test_a_preset_corrects_a_regime_that_does_not_fit(regime: str, tmp_path: Path) -> None:
+    text = (ROOT / "experiments" / "table2" / "manifest.yaml").read_text(encoding="utf-8")
+    own = "regimes: {release: {partition: {init_args: {min_size: 2, min_test: 0}}}}"
+    assert own in text
+    own_of_table = "settings:\n  clip: {architecture: RN50"
+    text = text.replace(own, "regimes: {other: {optim: {momentum: 0.25}}}")
+    text = text.replace(
+        own_of_table, f"regimes: {{other: {{optim: {{weight_decay: 0.5, momentum: 0.75}}}}}}\n{own_of_table}"
+    )
+    path = tmp_path / "mine" / "manifest.yaml"
+    path.parent.mkdir()
+    path.write_text(text, encoding="utf-8")
+    found = {}
+    for preset in (None, "tiny-cifar"):
+        manifest = replace(read_manifest(path, preset), controls=())
+        plan = make_plan(
+            manifest, Options(tmp_path / str(preset), Path("/data"), seeds=1, regimes=load_regimes("both"))
+        )
+        for run in plan.runs:
+            if run.name.startswith("promptfl-cifar10"):
+                found[preset, "-other-" in run.name] = (
+                    run.settings["optim.momentum"],
+                    run.settings["optim.weight_decay"],
+                )
+    assert found == {(None, False): (0.9, 0.0005), (None, True): (0.75, 0.5),
+                     ("tiny-cifar", False): (0.9, 0.0005), ("tiny-cifar", True): (0.25, 0.5)}  # fmt: skip
+
+
 def test_a_class_named_alone_keeps_its_name_under_settings() -> None:
     assert merged({"partition": "Pathological"}, {"partition": {"init_args": {"a": 1}}}) == {
         "partition": {"class_path": "Pathological", "init_args": {"a": 1}}

@@ -5,8 +5,8 @@ wins: the files under ``configs`` (of the manifest, of the data set, of the row)
 of the data set, of the row, and the value of the axis.
 
 A preset is another way to run the same rows: its ``configs``, ``settings`` and ``data`` take the place of the
-manifest's, and under ``rows`` it may add settings to a row, or leave one out with null. ``regimes`` holds settings
-that it lays over those of a regime (see regimes.py), where the regime's do not fit its data.
+manifest's, and under ``rows`` it may add settings to a row, or leave one out with null. ``regimes``, of a manifest
+or of a preset, holds settings laid over those of a regime (see regimes.py), where the regime's do not fit.
 
 Rows under ``controls`` are our own: no published value stands beside them, and they come last, under a heading.
 
@@ -160,9 +160,9 @@ def read_manifest(path: Path, preset: str | None = None) -> Manifest:
         presets=tuple(presets),
         preset=preset,
         generate=own.text("generate", "") or None if own else None,
-        regimes=own.mapping("regimes") if own else {},
+        regimes=_regimes(top, own),
     )
-    top.done(["published", "seeds", "configs", "settings", "data", "notes", "axis", "presets", "controls"])
+    top.done(["published", "seeds", "configs", "settings", "data", "notes", "axis", "presets", "controls", "regimes"])
     for fields in presets.values():
         also = ["controls", "axis", "notes", "generate", "regimes", "published"]
         fields.done(["seeds", "configs", "settings", "data", "rows", *also])
@@ -245,6 +245,14 @@ def _data(fields: Fields, key: str) -> DataEntry:
     )
     fields.done()
     return entry
+
+
+def _regimes(top: Fields, preset: Fields | None) -> dict[str, Settings]:
+    found: dict[str, Settings] = {}
+    for fields in (top, preset) if preset else (top,):
+        for name in fields.mapping("regimes"):
+            found[name] = merged(found.get(name, {}), fields.within("regimes", name).values)
+    return found
 
 
 def _rows(top: Fields, preset: Fields | None, section: str) -> tuple[Row, ...]:
