@@ -440,7 +440,7 @@ def test_a_regime_lies_over_table_and_data_set_and_under_the_row(regime: str, tm
 
 def test_a_preset_corrects_a_regime_that_does_not_fit(regime: str, tmp_path: Path) -> None:
     text = (ROOT / "experiments" / "table2" / "manifest.yaml").read_text(encoding="utf-8")
-    own = "regimes: {release: {partition: {init_args: {min_size: 2, min_test: 0}}}}"
+    own = "regimes: {release: {clip: {precision: float32}, partition: {init_args: {min_size: 2, min_test: 0}}}}"
     assert own in text
     own_of_table = "settings:\n  clip: {architecture: RN50"
     text = text.replace(own, "regimes: {other: {optim: {momentum: 0.25}}}")

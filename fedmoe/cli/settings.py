@@ -52,8 +52,8 @@ COMMANDS = {
             "resume": Setting(
                 str | None,
                 None,
-                "a run or comparison folder to continue; its settings are used, and those given here may change "
-                "rounds, tracking and the like",
+                "a folder of a run, a comparison or several seeds to continue; its settings are used, and those given "
+                "here may change rounds, tracking and the like",
             ),
             "seeds": Setting(
                 list[int] | str | None,
