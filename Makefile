@@ -36,9 +36,14 @@ mutants: setup  ## mutation tests: change the code in one place at a time and li
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev,mutants]"
 	OMP_NUM_THREADS=1 $(RUN) -m experiments.mutants $(FILES) $(if $(SURVIVORS),--survivors)
 
-reproduce-%: setup  ## a table or figure of the paper: reproduce-table2 (DATA= PRESET= SEEDS= ROUNDS= CLIENTS= JOBS= WANDB= OUT=)
-	$(RUN) -m experiments.reproduce $* $(if $(DATA),--data $(DATA)) $(if $(PRESET),--preset $(PRESET)) \
+reproduce-%: setup  ## a table or figure of the paper: reproduce-table2 (DATA= PRESET= REGIME= WEIGHTS= PRECISION= SEEDS= ROUNDS= CLIENTS= JOBS= WANDB= OUT=)
+	$(RUN) -m experiments.reproduce $* $(if $(DATA),--data $(DATA)) $(if $(PRESET),--preset $(PRESET)) $(if $(REGIME),--regime $(REGIME)) \
+		$(if $(filter no,$(CONTROLS)),--no-controls) \
 		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(CLIENTS),--clients $(CLIENTS)) \
+		$(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(PRECISION),--precision $(PRECISION)) \
+		$(if $(FEATURES_CACHE),--features-cache $(FEATURES_CACHE)) \
+		$(if $(FEATURES_WORKERS),--features-workers $(FEATURES_WORKERS)) \
+		$(if $(FEATURES_BATCH),--features-batch $(FEATURES_BATCH)) \
 		$(if $(JOBS),--jobs $(JOBS)) $(if $(WANDB),--wandb $(WANDB)) $(if $(OUT),--out $(OUT))
 
 bench: setup  ## speed of the local step and of a round against the plain way, on one thread

@@ -269,11 +269,14 @@ class SeedRun:
     settings: Settings
 
 
-def run_seeds(plans: Sequence[SeedRun], folder: Path, console: Console, resolve: Resolve = read_settings) -> list[Path]:
+def run_seeds(
+    plans: Sequence[SeedRun], folder: Path, console: Console, whole: Settings, resolve: Resolve = read_settings
+) -> list[Path]:
     """Run one method with several seeds, each in ``folder``/seed<k>, and return these folders.
 
     Finished runs are not run again. CLIP is loaded once; the data are prepared anew for each seed, on which the
-    partition depends. No other process can work in the folder meanwhile.
+    partition depends. No other process can work in the folder meanwhile. ``whole`` holds the settings beside the seed;
+    they are saved as seeds.yaml, with these seeds and those of earlier commands.
 
     Raises:
         UserError: the folder is a run's or a comparison's, or the settings do not fit each other.
@@ -287,6 +290,10 @@ def run_seeds(plans: Sequence[SeedRun], folder: Path, console: Console, resolve:
     first = Session(plans[0].experiment, console)
     first.federation(plans[0].method)  # what does not fit leaves everything as it is
     with held(folder):
+        kept = folder / "seeds.yaml"
+        earlier = read_settings(kept).get("seeds", []) if kept.exists() else []
+        seeds = sorted({*earlier, *(plan.experiment.seed for plan in plans)})
+        write_text_atomic(kept, yaml.safe_dump({**whole, "seeds": seeds}, sort_keys=False))
         for own, plan in zip(folders, plans, strict=True):
             session = first if plan is plans[0] else Session(plan.experiment, console, first.clip)
             run(session, plan.method, plan.settings, own, resolve)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import math
 import re
@@ -18,6 +19,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedmoe.cli import main
+from fedmoe.report.compare_page import render
+from fedmoe.report.compare_tables import group_table
+from fedmoe.report.groups import read_groups
 from fedmoe.report.statistics import by_client, by_seed, holm, paired
 
 ROOT = Path(__file__).parents[1]
@@ -216,7 +220,7 @@ def test_a_comparison_is_made_again_byte_for_byte(runs: Path, tmp_path: Path) ->
         found.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert main(["compare", str(runs), f"--output={tmp_path / 'one'}"]) == 0  # its own folder is written anew
     found.append({path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()})
-    assert found[0] == found[1] == found[2] and len(found[0]) == 8
+    assert found[0] == found[1] == found[2] and len(found[0]) == 9
 
 
 def change(run: Path, target: Path, **changes: object) -> Path:
@@ -346,6 +350,42 @@ def test_a_hostile_label_is_only_text(runs: Path, tmp_path: Path, capsys: pytest
     assert "\\textbackslash{}input\\{y\\} \\$z\\$" in tex and "\\input{y}" not in tex
     assert rows(out / "comparison.csv")[1]["group"].startswith("'=HYPERLINK")
     assert "<b>" not in (out / "curves.svg").read_text().replace("&lt;b&gt;", "")
+    page = (out / "comparison.html").read_text(encoding="utf-8")
+    assert "\x1b" not in page and "&lt;b&gt; [red]x[/red]" in page and "<b>" not in page
+
+
+def test_the_page_has_what_the_tables_have(runs: Path, tmp_path: Path) -> None:
+    faster = [change(runs / f"b{seed}", tmp_path / f"faster{seed}", optim__prompt_lr=0.5) for seed in (0, 1)]
+    assert main(["compare", str(runs), *map(str, faster), f"--output={tmp_path / 'out'}"]) == 0
+    page = (tmp_path / "out/comparison.html").read_text(encoding="utf-8")
+    table, tests = rows(tmp_path / "out/comparison.csv"), rows(tmp_path / "out/comparison_tests.csv")
+    assert len(table) == 3 and len(tests) == 6
+    for row in table:
+        assert f"<td>{html.escape(row['group'])}</td>" in page
+        assert f"<td>{float(row['last_mean']):.2f} ± {float(row['last_std_over_seeds']):.2f}</td>" in page
+    for row in tests:
+        assert f"<td>{html.escape(row['a'])} − {html.escape(row['b'])}</td><td>{row['over']}</td>" in page
+        # The chart of differences says the same where the pointer is.
+        said = f"over {row['over']} (n = {row['n']}): {float(row['difference']):+.2f}"
+        assert f"{said}, 95 % interval {float(row['low']):+.2f} to {float(row['high']):+.2f}" in page
+    for seed in SEEDS:
+        mean = lines(runs / f"a{seed}" / "rounds.jsonl")[-1]["accuracy"]["mean"]
+        assert f"<td>{seed}</td><td>{mean:.2f}</td>" in page
+    assert "<td>optim.prompt_lr</td>" in page and "<td>0.5</td>" in page  # where they differ
+    assert "optim.prompt_lr:" not in page and "federation.rounds: 2" in page
+    assert page.count("<svg ") == 2 and "<title>round 2\n" in page.replace("&#10;", "\n")
+    assert "prefers-color-scheme: dark" in page and "default-src 'none'" in page
+    assert not re.search(r"(?i)<script|<img|<link|\bsrc=|href=.http|url\(http|@import", page)
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_the_page_of_seeds_alone_has_no_tests(runs: Path, tmp_path: Path) -> None:
+    groups = read_groups([runs / f"a{seed}" for seed in SEEDS])
+    page = render(groups, [], [group_table(groups, "Over seeds")])
+    assert "<h1>Over seeds</h1>" in page and "1 group, 3 runs." in page
+    assert "Differences" not in page and "Paired tests" not in page and page.count("<svg ") == 1
+    assert "where they differ" not in page
 
 
 def test_a_run_for_each_seed_by_one_command(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -382,6 +422,45 @@ def test_a_run_for_each_seed_by_one_command(runs: Path, tmp_path: Path, capsys: 
     shutil.rmtree(folder / "seed1")
     assert main(["compare", str(folder), *others, f"--output={tmp_path / 'out'}"]) == 0
     assert [row["seeds"] for row in rows(tmp_path / "out/comparison.csv")] == ["0 2", "0 1 2"]
+
+
+def test_what_is_missing_of_several_seeds_is_resumed(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = f"--features.cache_dir={runs}-cache"
+    fit = ["fit", *SMALL, *METHODS["a"], f"--output.dir={tmp_path}", "--output.name=many", cache]
+    assert main([*fit, "--seeds=0,1,2"]) == 0
+    folder = tmp_path / "many"
+    before = {seed: (folder / f"seed{seed}/rounds.jsonl").read_bytes() for seed in SEEDS}
+    table = (folder / "over_seeds/comparison.csv").read_bytes()
+    shutil.rmtree(folder / "seed2")  # as if it had been stopped before the last one
+    shutil.rmtree(folder / "over_seeds")
+    assert main(["fit", "--resume", str(folder)]) == 0
+    assert (folder / "over_seeds/comparison.csv").read_bytes() == table
+    assert (folder / "seed0/rounds.jsonl").read_bytes() == before[0]
+    again = (folder / "seed2/rounds.jsonl").read_bytes()
+    own, first = (
+        [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]
+        for text in (again, before[2])
+    )
+    assert own == first
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert main(["fit", f"--resume={moved}", "--federation.rounds=3"]) == 0  # further, and from another place
+    assert [len(lines(moved / f"seed{seed}/rounds.jsonl")) for seed in SEEDS] == [4, 4, 4]
+    assert not folder.exists()
+    assert main([*fit[:-2], "--output.name=elsewhere", cache, "--federation.rounds=3", "--seeds=4"]) == 0
+    assert yaml.safe_load((moved / "seeds.yaml").read_text())["seeds"] == [0, 1, 2, 4]
+
+    assert "optim.momentum = 0.9, not 0.5" in sentence(["fit", f"--resume={moved}", "--optim.momentum=0.5"], capsys)
+    assert "output.overwrite is true" in sentence(["fit", f"--resume={moved}", "--output.overwrite=true"], capsys)
+    plain_fit = [*fit[:-2], "--output.name=elsewhere", cache]
+    said = sentence(plain_fit, capsys)
+    assert f"{moved} holds runs of several seeds; valid is --seeds, which goes on with them, or another" in said
+    (moved / "seeds.yaml").unlink()  # made by an earlier version
+    assert "holds runs of several seeds" in sentence(plain_fit, capsys)
+    assert not (moved / "rounds.jsonl").exists() and not (moved / "config.yaml").exists()
+    assert "is a folder of runs; valid is one of them" in sentence(["fit", f"--resume={moved}"], capsys)
+    assert "seeds is given beside resume" in sentence(["fit", f"--resume={moved / 'seed0'}", "--seeds=1,2"], capsys)
 
 
 @pytest.mark.parametrize(

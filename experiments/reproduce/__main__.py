@@ -12,13 +12,16 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from rich.console import Console
 
 from experiments.reproduce.manifest import load_manifest, names
+from experiments.reproduce.regimes import load_regimes, regime_names
+from fedmoe.config import ClipConfig
 from fedmoe.errors import UserError
 
 
@@ -28,10 +31,23 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("name", help=f"one of {', '.join(names())}")
     parser.add_argument("--preset", help="another way to run the same rows, such as embedded")
+    regime = f"{', '.join(regime_names())}, several with commas, or both (default: paper)"
+    parser.add_argument("--regime", default="paper", metavar="NAMES", help=regime)
+    parser.add_argument("--no-controls", action="store_true", help="leave out the rows that are not the paper's")
     parser.add_argument("--data", type=Path, metavar="ROOT", help="folder that holds the data sets' folders")
     parser.add_argument("--seeds", type=_count, metavar="N", help="seeds 0 to N - 1 (default: the manifest's, 3)")
     parser.add_argument("--rounds", type=_count, metavar="N", help="communication rounds, to scale down")
     parser.add_argument("--clients", type=_count, metavar="N", help="clients, to scale down")
+    weights = "local weights of CLIP: a file, or a folder with one named after each architecture (RN50.pt, ...)"
+    parser.add_argument("--weights", type=Path, metavar="PATH", help=weights)
+    formats = get_args(get_type_hints(ClipConfig)["precision"])
+    precision = "number format of CLIP (default: float32); another one is kept in a folder of its own"
+    parser.add_argument("--precision", choices=formats, help=precision)
+    cache = "folder of the cache of image features (default: ~/.cache/fedmoe)"
+    parser.add_argument("--features-cache", type=Path, metavar="DIR", help=cache)
+    parser.add_argument("--features-workers", type=_count, metavar="N", help="processes that read images (default: 0)")
+    batch = "images in a batch of the image encoder (default: 256)"
+    parser.add_argument("--features-batch", type=_count, metavar="N", help=batch)
     parser.add_argument("--jobs", type=_count, metavar="N", help="runs at once (default: one for each GPU, or 1)")
     parser.add_argument("--wandb", choices=["disabled", "offline", "online"], help="track the runs, a group a cell")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for runs, logs and report (default: in runs/)")
@@ -62,18 +78,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def reproduce(options: argparse.Namespace, console: Console) -> int:
     """What the command line asks for."""
     from experiments.reproduce.plan import Options, make_plan
-    from experiments.reproduce.report import write_report
+    from experiments.reproduce.report import terminal_table, write_report
     from experiments.reproduce.runner import Outcome, run_all, visible_gpus
     from fedmoe import display
     from fedmoe.io import write_json_atomic
+    from fedmoe.report.tables import show
 
     manifest = load_manifest(options.name, options.preset)
+    if options.no_controls:
+        manifest = replace(manifest, controls=())
     out = (options.out or Path("runs") / _folder(options)).resolve()
     scale = (options.seeds, options.rounds, options.clients)
-    plan = make_plan(manifest, Options(out, options.data, *scale, options.wandb))
+    regimes = load_regimes(options.regime)
+    given = {key: value for key, value in _settings(options).items() if value is not None}
+    plan = make_plan(
+        manifest, Options(out, options.data, *scale, options.wandb, regimes, options.weights, settings=given)
+    )
 
     say = partial(display.say, console)
-    say(f"{manifest.title}: {len(plan.runs)} runs in {out}")
+    say(f"{plan.title}: {len(plan.runs)} runs in {out}")
     for label, reason in plan.pending().items():
         say(f"pending: {label} ({reason})")
     for note in plan.notes:
@@ -90,6 +113,7 @@ def reproduce(options: argparse.Namespace, console: Console) -> int:
         jobs = options.jobs or len(visible_gpus()) or 1
         outcome = run_all(plan.runs, jobs, console, manifest.name, out)
     written = write_report(plan)
+    show(terminal_table(plan), console)
     missing = [run for run in plan.runs if not run.finished]
     if outcome.skipped:
         say(f"{outcome.skipped} runs were finished before.")
@@ -107,7 +131,19 @@ def _folder(options: argparse.Namespace) -> str:
     """A folder for each setting: runs of another scale are other runs."""
     parts = [options.name, options.preset]
     parts += [f"{key}{getattr(options, key)}" for key in ("rounds", "clients") if getattr(options, key) is not None]
+    parts += [options.precision if options.precision != "float32" else None]
     return "-".join(part for part in parts if part)
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of fit that options stand for."""
+    cache = options.features_cache and str(options.features_cache.expanduser().resolve())
+    return {
+        "clip.precision": options.precision,
+        "features.cache_dir": cache,
+        "features.workers": options.features_workers,
+        "features.batch_size": options.features_batch,
+    }
 
 
 def machine() -> str:

@@ -5,23 +5,30 @@ wins: the files under ``configs`` (of the manifest, of the data set, of the row)
 of the data set, of the row, and the value of the axis.
 
 A preset is another way to run the same rows: its ``configs``, ``settings`` and ``data`` take the place of the
-manifest's, and under ``rows`` it may add settings to a row, or leave one out with null.
+manifest's, and under ``rows`` it may add settings to a row, or leave one out with null. ``regimes``, of a manifest
+or of a preset, holds settings laid over those of a regime (see regimes.py), where the regime's do not fit.
+
+Rows under ``controls`` are our own: no published value stands beside them, and they come last, under a heading.
+
+A manifest with ``collect`` has no rows of its own: it is one row of several tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from experiments.reproduce.fields import Fields, Settings, merged, read_fields
 from fedmoe.cli.yaml_files import load_file
 from fedmoe.errors import UserError, did_you_mean
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = ROOT / "experiments"
-Kind = Literal["table", "curves", "attention"]
-Settings = Mapping[str, Any]
+Kind = Literal["table", "curves", "attention", "cells"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,8 @@ class DataEntry:
     configs: tuple[str, ...] = ()
     settings: Settings = field(default_factory=dict)
     domains: tuple[str, ...] = ()
+    table: str | None = None  # of a collection: the title of the table that it is from
+    published: str | None = None  # of a collection: the table's section of published.yaml
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,12 @@ class Row:
     settings: Settings
     published: str
     group: str | None = None
+    control: bool = False  # of our own, below the published ones
+
+    @property
+    def marked(self) -> str:
+        """The label, which says of a control that it is one."""
+        return f"{self.label} (control)" if self.control else self.label
 
 
 @dataclass(frozen=True)
@@ -72,11 +87,17 @@ class Manifest:
     data: tuple[DataEntry, ...]
     rows: tuple[Row, ...]
     axis: Axis | None
-    published: str | None  # section of published.yaml that the values compare with
+    published: str | None  # section of published.yaml that stands beside the values
     notes: tuple[str, ...]
     presets: tuple[str, ...]
     preset: str | None = None
     generate: str | None = None  # data that the preset makes itself, see plan.GENERATORS
+    regimes: Mapping[str, Settings] = field(default_factory=dict)  # name -> settings over those of the regime
+    controls: tuple[Row, ...] = ()
+
+    @property
+    def all_rows(self) -> tuple[Row, ...]:
+        return self.rows + self.controls
 
 
 def names() -> list[str]:
@@ -90,7 +111,7 @@ def load_manifest(name: str, preset: str | None = None) -> Manifest:
     Raises:
         UserError: there is no such manifest or preset, or a key or value is not valid.
     """
-    path = EXPERIMENTS / name / "manifest.yaml"
+    path = _path(name)
     if not path.is_file():
         known = names()
         raise UserError(
@@ -99,14 +120,24 @@ def load_manifest(name: str, preset: str | None = None) -> Manifest:
     return read_manifest(path, preset)
 
 
+def _path(name: str) -> Path:
+    return EXPERIMENTS / name / "manifest.yaml"
+
+
+@cache
+def data_keys() -> frozenset[str]:
+    """The data sets' keys in all manifests."""
+    files = (load_file(_path(name)) for name in names())
+    return frozenset(str(key) for found in files for key in found.get("data", {}))
+
+
 def read_manifest(path: Path, preset: str | None = None) -> Manifest:
     """As ``load_manifest``, of a file."""
-    top = _Fields(load_file(path), f"{path}: ")
+    top = read_fields(path)
+    if top.raw("collect") is not None:
+        return _collected(top, path, preset)
     presets = {key: top.within("presets", key) for key in top.mapping("presets")}
-    if preset is not None and preset not in presets:
-        valid = ", ".join(presets) or "none"
-        near = did_you_mean(preset, presets) or "."
-        raise UserError(f"The preset {preset!r} is not one of {path.parent.name}; valid is {valid}{near}")
+    _require_preset(preset, presets, path)
     own = presets.get(preset or "")
     base = own or top
     kind = top.text("kind")
@@ -121,17 +152,20 @@ def read_manifest(path: Path, preset: str | None = None) -> Manifest:
         configs=base.texts("configs"),
         settings=base.mapping("settings"),
         data=data,
-        rows=_rows(top, own),
+        rows=_rows(top, own, "rows"),
+        controls=_rows(top, own, "controls"),
         axis=_axis(top, own),
-        published=top.text("published", "") or None if own is None else None,
+        published=base.text("published", "") or None,
         notes=top.texts("notes") if own is None else own.texts("notes"),
         presets=tuple(presets),
         preset=preset,
         generate=own.text("generate", "") or None if own else None,
+        regimes=_regimes(top, own),
     )
-    top.done(["published", "seeds", "configs", "settings", "data", "notes", "axis", "presets"])
+    top.done(["published", "seeds", "configs", "settings", "data", "notes", "axis", "presets", "controls", "regimes"])
     for fields in presets.values():
-        fields.done(["seeds", "configs", "settings", "data", "rows", "axis", "notes", "generate"])
+        also = ["controls", "axis", "notes", "generate", "regimes", "published"]
+        fields.done(["seeds", "configs", "settings", "data", "rows", *also])
     if not manifest.data or not manifest.rows:
         raise UserError(f"{path} has no {'data' if not manifest.data else 'rows'}; valid is at least one entry.")
     if (manifest.axis is not None) != (kind == "curves"):
@@ -139,12 +173,69 @@ def read_manifest(path: Path, preset: str | None = None) -> Manifest:
     return manifest
 
 
+def _require_preset(preset: str | None, presets: Iterable[str], path: Path) -> None:
+    if preset is not None and preset not in presets:
+        valid = ", ".join(presets) or "none"
+        near = did_you_mean(preset, presets) or "."
+        raise UserError(f"The preset {preset!r} is not one of {path.parent.name}; valid is {valid}{near}")
+
+
+def _collected(top: Fields, path: Path, preset: str | None) -> Manifest:
+    """One row of several tables: each data set with the settings of its table. A preset is that of the tables which
+    have it."""
+    fields = top.within("collect")
+    row, tables = fields.text("row"), [load_manifest(name) for name in fields.texts("from")]
+    fields.done()
+    presets = tuple(dict.fromkeys(name for table in tables for name in table.presets))
+    _require_preset(preset, presets, path)
+    if preset is not None:
+        tables = [load_manifest(table.name, preset) for table in tables if preset in table.presets]
+    twice = Counter(data.key for table in tables for data in table.data)
+    found = Manifest(
+        name=path.parent.name,
+        title=_title(top.text("title"), preset, []),
+        kind="cells",
+        seeds=max(table.seeds for table in tables),
+        configs=(),
+        settings={},
+        data=tuple(
+            replace(
+                data,
+                # With another key than its own, a preset's data set is no concern of a regime.
+                key=data.key if twice[data.key] == 1 else f"{table.name}-{data.key}",
+                configs=(*table.configs, *data.configs),
+                settings=merged(table.settings, data.settings),
+                table=table.title.partition(":")[0].partition(",")[0],
+                published=table.published,
+            )
+            for table in tables
+            for data in table.data
+        ),
+        rows=tuple(own for own in tables[0].rows if own.key == row),
+        axis=None,
+        published=None,
+        notes=top.texts("notes"),
+        presets=presets,
+        preset=preset,
+        generate=next((table.generate for table in tables if table.generate), None),
+        regimes={name: settings for table in tables for name, settings in table.regimes.items()},
+    )
+    top.done()
+    if not found.rows:
+        raise UserError(f"{path}: collect.row is {row!r}, which {tables[0].name} does not have.")
+    return found
+
+
 def _title(title: str, preset: str | None, labels: Sequence[str]) -> str:
     """A preset's table is not the paper's: it says what it is."""
-    return title if preset is None else f"{title.partition(':')[0]}, preset {preset}: {'; '.join(labels)}"
+    return (
+        title
+        if preset is None
+        else f"{title.partition(':')[0]}, preset {preset}{': ' * bool(labels)}{'; '.join(labels)}"
+    )
 
 
-def _data(fields: _Fields, key: str) -> DataEntry:
+def _data(fields: Fields, key: str) -> DataEntry:
     entry = DataEntry(
         key=key,
         label=fields.text("label"),
@@ -156,25 +247,40 @@ def _data(fields: _Fields, key: str) -> DataEntry:
     return entry
 
 
-def _rows(top: _Fields, preset: _Fields | None) -> tuple[Row, ...]:
-    changes = preset.mapping("rows") if preset else {}
-    keys = list(top.mapping("rows"))
+def _regimes(top: Fields, preset: Fields | None) -> dict[str, Settings]:
+    found: dict[str, Settings] = {}
+    for fields in (top, preset) if preset else (top,):
+        for name in fields.mapping("regimes"):
+            found[name] = merged(found.get(name, {}), fields.within("regimes", name).values)
+    return found
+
+
+def _rows(top: Fields, preset: Fields | None, section: str) -> tuple[Row, ...]:
+    """The rows of a section. A control of experiments/controls.yaml is named by its key; what stands there comes under
+    the manifest's own."""
+    changes = preset.mapping(section) if preset else {}
+    keys = list(top.mapping(section))
     for key in changes:
         if key not in keys:
-            raise UserError(f"{preset.where if preset else ''}rows.{key} is no row of the manifest; valid is {keys}.")
+            where = preset.where if preset else ""
+            raise UserError(f"{where}{section}.{key} is no row of the manifest; valid is {keys}.")
+    control = section == "controls"
     rows = []
     for key in keys:
-        fields = top.within("rows", key)
+        fields = top.within(section, key)
+        if control:
+            fields = Fields(merged(_controls().get(key, {}), fields.values), fields.where)
         settings: Settings = fields.mapping("settings")
         if preset and changes.get(key, {}) is not None:
-            settings = merged(settings, preset.within("rows", key).mapping("settings") if key in changes else {})
+            settings = merged(settings, preset.within(section, key).mapping("settings") if key in changes else {})
         row = Row(
             key=key,
             label=fields.text("label"),
             configs=fields.texts("configs"),
             settings=settings,
-            published=fields.text("published", key),
-            group=fields.text("group", "") or None,
+            published="" if control else fields.text("published", key),
+            group="controls" if control else fields.text("group", "") or None,
+            control=control,
         )
         fields.done()
         if changes.get(key, {}) is not None:
@@ -182,7 +288,12 @@ def _rows(top: _Fields, preset: _Fields | None) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _axis(top: _Fields, preset: _Fields | None) -> Axis | None:
+@cache
+def _controls() -> Mapping[Any, Any]:
+    return load_file(EXPERIMENTS / "controls.yaml")
+
+
+def _axis(top: Fields, preset: Fields | None) -> Axis | None:
     if not top.mapping("axis"):
         return None
     fields = top.within("axis")
@@ -195,80 +306,3 @@ def _axis(top: _Fields, preset: _Fields | None) -> Axis | None:
     axis = Axis(fields.text("setting"), fields.text("label"), tuple((shown, value) for shown, value in pairs))
     fields.done()
     return axis
-
-
-def merged(first: Settings, second: Settings) -> dict[str, Any]:
-    """Nested settings with those of ``second`` over those of ``first``; another class drops the former's settings."""
-    result = dict(first)
-    switched = "class_path" in second and first.get("class_path", second["class_path"]) != second["class_path"]
-    if switched:
-        result.pop("init_args", None)
-    for key, value in second.items():
-        old = result.get(key)
-        result[str(key)] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return result
-
-
-class _Fields:
-    """A mapping of the file, whose keys are checked off as they are read."""
-
-    def __init__(self, values: Mapping[Any, Any], where: str) -> None:
-        self.values, self.where, self.read = values, where, set[str]()
-
-    def raw(self, key: str) -> Any:
-        self.read.add(key)
-        return self.values.get(key)
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self.raw(key)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, str) or not value:
-            raise UserError(f"{self.where}{key} is {value!r}; valid is a text.")
-        return value
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        value = self.raw(key) or []
-        if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, str) for v in value):
-            raise UserError(f"{self.where}{key} is {value!r}; valid is a list of texts.")
-        return tuple(value)
-
-    def integer(self, key: str, default: int) -> int:
-        value = self.raw(key)
-        if value is None:
-            return default
-        if type(value) is not int or value < 1:
-            raise UserError(f"{self.where}{key} is {value!r}; valid is an integer of at least 1.")
-        return value
-
-    def mapping(self, key: str) -> dict[str, Any]:
-        value = self.raw(key)
-        if value is None:
-            return {}
-        if not isinstance(value, Mapping):
-            raise UserError(f"{self.where}{key} is {value!r}; valid is a mapping.")
-        return _plain(value)
-
-    def within(self, key: str, *more: str) -> _Fields:
-        values: Any = self.values
-        for part in (key, *more):
-            self.read.add(key)
-            values = values.get(part)
-            if not isinstance(values, Mapping):
-                raise UserError(f"{self.where}{'.'.join((key, *more))} is {values!r}; valid is a mapping.")
-        return _Fields(values, f"{self.where}{'.'.join((key, *more))}.")
-
-    def done(self, optional: Sequence[str] = ()) -> None:
-        """Refuse a key that nothing has read; ``optional`` ones are valid all the same."""
-        valid = sorted(self.read | set(optional))
-        for key in self.values:
-            if key not in valid:
-                near = did_you_mean(str(key), valid) or "."
-                raise UserError(f"{self.where}{key} is not known; valid is {', '.join(valid)}{near}")
-
-
-def _plain(value: Any) -> Any:
-    """The value with plain texts as keys: the reader's know their line."""
-    if isinstance(value, Mapping):
-        return {str(key) if isinstance(key, str) else key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list) else value

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import product
+from typing import Any, get_args
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.reproduce.plan import Plan
+from experiments.reproduce.plan import Plan, State
 from experiments.reproduce.results import Attention, Value, best, columns, mean_std
-from experiments.reproduce.wording import SPREAD, ours, theirs
+from experiments.reproduce.wording import SPREAD, layout, ours, theirs
 from fedmoe.report.plot_style import GREY, INK, METHOD_COLOURS, OTHER_COLOURS, PALE, QUIET, Chart, save, styled
+
+DASHES = (("-", "solid"), ("--", "dashed"), (":", "dotted"), ("-.", "dash-dotted"))  # of the regimes
 
 __all__ = ["attention_picture", "curves_picture", "save", "table_picture"]
 
 
 @styled
 def table_picture(plan: Plan, found: Sequence[Value]) -> Figure:
-    """The table: our numbers, the best of each column in bold, and under each the published one."""
-    top, winners, rows = columns(plan.manifest), best(found), plan.manifest.rows
+    """The table: our numbers, the best of each column in bold, and under each the published one; of several regimes, a
+    line for each number."""
+    if len(plan.regimes) > 1 or plan.manifest.kind == "cells":
+        return _lines_picture(plan, found)
+    top, winners, rows = columns(plan.manifest), best(found), plan.manifest.all_rows
     compared = any(value.published for value in found)
     groups = [row.group for i, row in enumerate(rows) if row.group and (i == 0 or rows[i - 1].group != row.group)]
     line, step = 0.28, 0.46 if compared else 0.3  # inches
@@ -35,7 +41,7 @@ def table_picture(plan: Plan, found: Sequence[Value]) -> Figure:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
-    axes.text(0.12, 0.26, plan.manifest.title, fontsize=12.5, weight="bold", va="center")
+    axes.text(0.12, 0.26, plan.title, fontsize=12.5, weight="bold", va="center")
     axes.text(0.12, 0.52, _subtitle(plan, compared), fontsize=9, color=GREY, va="center")
     places = [label_width + column_width * (i + 0.5) for i in range(len(top))]
     for place, column in zip(places, top, strict=True):
@@ -51,7 +57,7 @@ def table_picture(plan: Plan, found: Sequence[Value]) -> Figure:
         axes.text(0.12, y + step / 2, row.label, va="center", fontsize=10)
         centres[row.key] = y + step / 2
         for place, value in zip(places, (v for v in found if v.row.key == row.key), strict=True):
-            won, under = (row.key, value.column.key) in winners, theirs(value)
+            won, under = (value.regime, row.key, value.column.key) in winners, theirs(value)
             middle = y + step / 2 - (0.09 if under else 0)
             style: dict[str, Any] = (
                 {"weight": "bold"} if won else {} if value.seeds else {"color": GREY, "style": "italic"}
@@ -65,6 +71,41 @@ def table_picture(plan: Plan, found: Sequence[Value]) -> Figure:
         left = label_width + column_width + 0.3
         box = (left / width, 1 - y / height, (width - left - 0.25) / width, (y - 1.06) / height)
         _strip(figure.add_axes(box, facecolor="none"), found, centres, (y, 1.06))
+    return figure
+
+
+def _lines_picture(plan: Plan, found: Sequence[Value]) -> Figure:
+    head, lines = layout(plan, found)
+    step = 0.25  # inches
+    label_width = 0.3 + 0.085 * max(len(line.label) for line in lines)
+    what_width = 0.2 + 0.075 * max(len(line.what) for line in lines)
+    longest = max(len(cell.text) for line in lines for cell in line.cells)
+    column_width = max(1.1, 0.25 + 0.071 * longest)
+    width = max(8.0, 0.24 + 0.112 * len(plan.title), label_width + what_width + column_width * len(head) + 0.2)
+    column_width = min((width - label_width - what_width - 0.2) / len(head), 2.6)
+    height = 1.16 + step * len(lines)
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.axis("off")
+    axes.text(0.12, 0.26, plan.title, fontsize=12.5, weight="bold", va="center")
+    axes.text(0.12, 0.52, _subtitle(plan, False), fontsize=9, color=GREY, va="center")
+    places = [label_width + what_width + column_width * (i + 0.5) for i in range(len(head))]
+    for place, name in zip(places, head, strict=True):
+        axes.text(place, 0.86, name, ha="center", va="center", fontsize=10, color=INK)
+    axes.plot([0.12, width - 0.12], [1.02, 1.02], color=INK, linewidth=1)
+    for i, line in enumerate(lines):
+        y = 1.06 + step * (i + 0.5)
+        if i and (line.label or line.heading):
+            axes.plot([0.12, width - 0.12], [y - step / 2] * 2, color=PALE, linewidth=0.8)
+        quiet: dict[str, Any] = {"style": "italic", "color": GREY} if line.heading else {}
+        axes.text(0.12, y, line.label, va="center", fontsize=10, **quiet)
+        axes.text(label_width, y, line.what, va="center", fontsize=9, color=GREY)
+        for place, name, cell in zip(places, head, line.cells, strict=True):
+            aside = "published" in (line.what, name) or cell.text in ("missing", *get_args(State))
+            colour = GREY if aside else INK
+            weight = "bold" if cell.bold else "normal"
+            axes.text(place, y, cell.text, ha="center", va="center", fontsize=9.5, color=colour, weight=weight)
     return figure
 
 
@@ -91,31 +132,37 @@ def _subtitle(plan: Plan, compared: bool) -> str:
     parts = ["Accuracy in %, mean over clients", SPREAD]
     if compared:
         parts.append("grey: the paper's (ours − paper's)")
+    if plan.manifest.kind == "curves" and len(plan.regimes) > 1:
+        lines = [f"{words}: {regime}" for (_, words), regime in zip(DASHES, plan.regimes, strict=False)]
+        parts = [parts[0], "± over seeds (n − 1)", f"{', '.join(lines)} regime"]  # no room for more
     scaled = plan.options.words()
     return "; ".join([*parts, *([f"scaled down: {scaled}"] if scaled else [])])
 
 
 @styled
 def curves_picture(plan: Plan, found: Sequence[Value]) -> Figure:
-    """A panel for each data set, a line for each method; bars are standard deviations over seeds."""
+    """A panel for each data set, a line for each method and regime; bars are standard deviations over seeds."""
     assert plan.manifest.axis is not None
-    panels, rows = columns(plan.manifest), plan.manifest.rows
+    panels, rows = columns(plan.manifest), plan.manifest.all_rows
     across = min(3, len(panels))
     down = math.ceil(len(panels) / across)
     height = 0.9 + 2.9 * down
+    crowded = len(rows) > 4
+    height += 0.22 * -(-len(rows) // 2) if crowded else 0
     figure = Chart(height, plan.manifest.title, _subtitle(plan, False))
     legend, palette, places = None, _colours(plan), [x for x, _ in plan.manifest.axis.values]
     for number, column in enumerate(panels, start=1):
         axes = figure.add_subplot(down, across, number)
         drawn = False
-        for row in rows:
-            own = [v for v in found if v.row.key == row.key and v.column.key == column.key]
+        for row, regime in product(rows, plan.regimes):
+            own = [v for v in found if (v.row.key, v.regime, v.column.key) == (row.key, regime, column.key)]
             points = [(v.x, v.mean, v.std or 0.0) for v in own if v.x is not None and v.mean is not None]
             if points:
                 x, y, spread = zip(*points, strict=True)
                 colour = palette[row.key]
-                axes.errorbar(x, y, spread, color=colour, marker="o", markersize=4, capsize=2.5,
-                              elinewidth=1, label=row.label)  # fmt: skip
+                dash, first = DASHES[plan.regimes.index(regime) % len(DASHES)][0], regime == plan.regimes[0]
+                axes.errorbar(x, y, spread, color=colour, marker="o", markersize=4, capsize=2.5, linestyle=dash,
+                              elinewidth=1, label=row.marked if first else "_")  # fmt: skip
                 drawn = True
         axes.set_title(column.label, fontsize=10, loc="left")
         axes.set(xlabel=plan.manifest.axis.label, ylabel="accuracy, %" if number % across == 1 or across == 1 else "")
@@ -126,6 +173,8 @@ def curves_picture(plan: Plan, found: Sequence[Value]) -> Figure:
         axes.set_xticks(places, [f"{x:g}" for x in places])
         if not drawn:
             axes.text(0.5, 0.5, "missing", transform=axes.transAxes, ha="center", va="center", color=GREY)
+        elif not legend and crowded:
+            legend = figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=2)
         elif not legend:
             legend = axes.legend(loc="best")
     return figure
@@ -157,7 +206,7 @@ def attention_picture(title: str, found: Sequence[Attention]) -> Figure:
         axes.bar(names, [mean for mean, _ in numbers], 0.72, yerr=[std or 0.0 for _, std in numbers], color=colours,
                  capsize=2.5, error_kw={"elinewidth": 1})  # fmt: skip
         axes.axhline(1 / len(numbers), color=INK, linewidth=1, linestyle=(0, (4, 3)), label="equal shares")
-        axes.set_title(f"{one.row.label}, {one.data.label}", fontsize=10, loc="left")
+        axes.set_title(f"{one.label}, {one.data.label}", fontsize=10, loc="left")
         axes.set(ylabel="mean attention", xlabel="expert (non-local ones sorted)" if number == len(found) else "")
         axes.margins(y=0.12)
         axes.legend(loc="upper right")

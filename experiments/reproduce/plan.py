@@ -7,19 +7,28 @@ point is *left out*.
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from experiments.reproduce.cifar_files import write_cifar
-from experiments.reproduce.manifest import ROOT, DataEntry, Manifest, Row, merged
-from fedmoe.cli.yaml_files import load_file
+from experiments.reproduce.fields import merged
+from experiments.reproduce.manifest import ROOT, DataEntry, Manifest, Row
+from experiments.reproduce.pending import (
+    as_arguments,
+    from_files,
+    known_settings,
+    lower_experts,
+    method_of,
+    parser,
+    pending,
+)
+from experiments.reproduce.regimes import PAPER, Regime
+from experiments.reproduce.weights import clip_settings
 from fedmoe.errors import UserError
 
 GENERATORS: Mapping[str, Callable[[Path], None]] = {"cifar": write_cifar}
@@ -37,6 +46,9 @@ class Options:
     rounds: int | None = None
     clients: int | None = None
     wandb: str | None = None  # W&B's mode, see tracking.wandb
+    regimes: tuple[Regime, ...] = (PAPER,)
+    weights: Path | None = None  # a weights file, or a folder of them
+    settings: Mapping[str, Any] = field(default_factory=dict)  # dotted key -> value, over all others
 
     def words(self) -> str:
         """The part of these that makes results other than the table's, as text."""
@@ -52,7 +64,7 @@ class Run:
     arguments: tuple[str, ...]  # of fit, without those that say where and how
     folder: Path
     log: Path
-    data: str
+    data: str  # the data set and its regime: runs of the same one can share image features
     seed: int
     settings: Mapping[str, Any]  # resolved, flat
     rounds: int
@@ -82,6 +94,7 @@ class Cell:
     state: State
     reason: str = ""
     runs: tuple[Run, ...] = ()
+    regime: str = PAPER.name
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +105,7 @@ class Plan:
     options: Options
     cells: tuple[Cell, ...]
     notes: tuple[str, ...]
-    experiments: Mapping[str, Any] = field(default_factory=dict)  # data -> settings as objects, of one of its runs
+    experiments: Mapping[str, Any] = field(default_factory=dict)  # Run.data -> settings as objects, of one such run
 
     @property
     def runs(self) -> list[Run]:
@@ -104,9 +117,25 @@ class Plan:
     def seeds(self) -> range:
         return range(self.options.seeds or self.manifest.seeds)
 
+    @property
+    def regimes(self) -> list[str]:
+        return [regime.name for regime in self.options.regimes]
+
+    @property
+    def title(self) -> str:
+        """The manifest's, with the regimes where they are not the paper's alone."""
+        found = self.regimes
+        words = f"{' and '.join(found)} regime{'s' * (len(found) > 1)}"
+        return self.manifest.title if found == [PAPER.name] else f"{self.manifest.title} ({words})"
+
+    def labelled(self, label: str, regime: str) -> str:
+        """A row's label, with its regime where there are several."""
+        return label if len(self.regimes) == 1 else f"{label}, {regime} regime"
+
     def pending(self) -> dict[str, str]:
         """Row label -> what it waits for."""
-        return {cell.row.label: cell.reason for cell in self.cells if cell.state == "pending"}
+        found = [cell for cell in self.cells if cell.state == "pending"]
+        return {self.labelled(cell.row.label, cell.regime): cell.reason for cell in found}
 
     def check_data(self) -> None:
         """Read every data set and partition it, so that a mistake there is found before the first run.
@@ -133,35 +162,53 @@ def make_plan(manifest: Manifest, options: Options) -> Plan:
     cells: list[Cell] = []
     notes: list[str] = []
     experiments: dict[str, Any] = {}
-    for row in manifest.rows:
-        why = _pending(row)
-        for data in manifest.data:
-            for shown, value in manifest.axis.values if manifest.axis else ((None, None),):
-                if why:
-                    cells.append(Cell(row, data, shown, "pending", why))
-                    continue
-                settings = _settings(manifest, data, row, value, options)
-                reason, note = _experts(settings, manifest, row, options)
-                if reason:
-                    cells.append(Cell(row, data, shown, "left out", reason))
-                    continue
-                if note and note not in notes:
-                    notes.append(note)
-                runs, built = _runs(manifest, data, row, shown, settings, options)
-                experiments.setdefault(data.key, built)
-                cells.append(Cell(row, data, shown, "run", "", runs))
+    for regime in options.regimes:
+        for row in manifest.all_rows:
+            for data in manifest.data:
+                for shown, value in manifest.axis.values if manifest.axis else ((None, None),):
+                    cell, note, built = _cell(manifest, data, row, shown, value, regime, options)
+                    cells.append(cell)
+                    if note and note not in notes:
+                        notes.append(note)
+                    if built is not None:
+                        experiments.setdefault(cell.runs[0].data, built)
     return Plan(manifest, options, tuple(cells), tuple(notes), experiments)
 
 
-def _settings(manifest: Manifest, data: DataEntry, row: Row, value: Any, options: Options) -> dict[str, Any]:
+def _cell(
+    manifest: Manifest, data: DataEntry, row: Row, shown: float | None, value: Any, regime: Regime, options: Options
+) -> tuple[Cell, str, Any]:
+    """A cell, what was changed in it, and its settings as objects."""
+    files = [*manifest.configs, *data.configs, *row.configs]
+    name, reason = regime.name, pending(row)
+    if reason:
+        return Cell(row, data, shown, "pending", reason, regime=name), "", None
+    settings = _settings(manifest, data, row, value, regime, options)
+    reason, note = lower_experts(settings, files, manifest, row)
+    if reason:
+        return Cell(row, data, shown, "left out", reason, regime=name), "", None
+    runs, built = _runs(manifest, data, row, shown, settings, regime, options)
+    return Cell(row, data, shown, "run", "", runs, name), note, built
+
+
+def _settings(
+    manifest: Manifest, data: DataEntry, row: Row, value: Any, regime: Regime, options: Options
+) -> dict[str, Any]:
     """The nested settings behind the configuration files."""
-    settings: dict[str, Any] = merged(merged(manifest.settings, data.settings), row.settings)
+    settings = regime.over(merged(manifest.settings, data.settings), data, method_of(row))
+    settings = merged(merged(settings, manifest.regimes.get(regime.name, {})), row.settings)
     if manifest.axis is not None:
         settings = merged(settings, _nested(manifest.axis.setting, value))
     if options.data is not None:
         settings = merged(settings, _nested("data.init_args.root", str(options.data.resolve())))
     if options.rounds is not None:
         settings = merged(settings, _nested("federation.rounds", options.rounds))
+    for key, given in options.settings.items():
+        settings = merged(settings, _nested(key, given))
+    if options.weights is not None:
+        files = [*manifest.configs, *data.configs, *row.configs]
+        clip = merged(from_files(files), settings).get("clip", {})
+        settings = merged(settings, {"clip": clip_settings(clip, options.weights)})
     if options.clients is not None:
         settings = merged(settings, _nested("federation.clients", options.clients))
         if data.domains:
@@ -180,40 +227,26 @@ def _nested(dotted: str, value: Any) -> dict[str, Any]:
     return {head: _nested(rest, value) if rest else value}
 
 
-def _experts(settings: dict[str, Any], manifest: Manifest, row: Row, options: Options) -> tuple[str, str]:
-    """Why a cell is left out, or what was changed, where there are fewer other clients than experts."""
-    base = _from_files([*manifest.configs, *row.configs])
-    whole = merged(base, settings)
-    clients = whole.get("federation", {}).get("clients")
-    wanted = whole.get("method", {}).get("init_args", {}).get("num_experts")
-    if not isinstance(wanted, int) or not isinstance(clients, int) or wanted < clients:
-        return "", ""
-    if _compares_experts(manifest):
-        return f"needs more than {clients} clients", ""
-    settings["method"] = merged(settings.get("method", {}), _nested("init_args.num_experts", clients - 1))
-    return "", f"{row.label}: {clients - 1} non-local experts in place of {wanted}, as there are {clients} clients."
-
-
-def _compares_experts(manifest: Manifest) -> bool:
-    """Whether the number of experts is what the table or figure is about."""
-    rows = sum("num_experts" in row.settings.get("method", {}).get("init_args", {}) for row in manifest.rows)
-    return rows > 1 or (manifest.axis is not None and manifest.axis.setting.endswith("num_experts"))
-
-
 def _runs(
-    manifest: Manifest, data: DataEntry, row: Row, shown: float | None, settings: Mapping[str, Any], options: Options
+    manifest: Manifest,
+    data: DataEntry,
+    row: Row,
+    shown: float | None,
+    settings: Mapping[str, Any],
+    regime: Regime,
+    options: Options,
 ) -> tuple[tuple[Run, ...], Any]:
+    where = "" if regime is PAPER else f", regime {regime.name}"
     files = [f"--config={path}" for path in (*manifest.configs, *data.configs, *row.configs)]
     arguments = [*files, *as_arguments(settings)]
     if options.wandb is not None:
         arguments.append(f"--tracking.wandb={options.wandb}")
-    parser = _parser()
     absolute = [f"--config={ROOT / a.partition('=')[2]}" if a.startswith("--config=") else a for a in arguments]
     try:
-        parsed = parser.parse_args(absolute)
-        built = parser.instantiate(parsed)
+        parsed = parser().parse_args(absolute)
+        built = parser().instantiate(parsed)
     except UserError as error:
-        raise UserError(f"experiments/{manifest.name}, row {row.key}, data {data.key}: {error}") from error
+        raise UserError(f"experiments/{manifest.name}, row {row.key}, data {data.key}{where}: {error}") from error
     resolved = flat(json.loads(json.dumps(parsed.as_dict(), default=str)))
     schedule = built.method.schedule(built.federation)
     cohort = max(1, int(schedule.participation * schedule.clients))
@@ -222,79 +255,14 @@ def _runs(
     runs = []
     for seed in range(options.seeds or manifest.seeds):
         point = "" if shown is None or manifest.axis is None else f"-{manifest.axis.setting.split('.')[-1]}{shown:g}"
-        name = f"{row.key}-{data.key}{point}-seed{seed}"
+        apart = "" if regime is PAPER else f"-{regime.name}"
+        name = f"{row.key}-{data.key}{point}{apart}-seed{seed}"
         cell = name.rpartition("-")[0]
-        group = [f"--tracking.group={manifest.name}/{cell}"] if "tracking.group" in _settings_known() else []
+        group = [f"--tracking.group={manifest.name}/{cell}"] if "tracking.group" in known_settings() else []
         folder, log = options.out / "runs" / name, options.out / "logs" / f"{name}.log"
-        own = {**resolved, "seed": seed}
-        runs.append(
-            Run(name, (*arguments, *group, f"--seed={seed}"), folder, log, data.key, seed, own, schedule.rounds, work)
-        )
+        own, seeded = {**resolved, "seed": seed}, (*arguments, *group, f"--seed={seed}")
+        runs.append(Run(name, seeded, folder, log, f"{data.key}{apart}", seed, own, schedule.rounds, work))
     return tuple(runs), built
-
-
-def as_arguments(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Nested settings as ``--key=value``; ``class_path`` is the value of its key, ``init_args`` is passed through."""
-    if "class_path" in settings:
-        yield f"--{prefix.rstrip('.')}={settings['class_path']}"
-    for key, value in settings.items():
-        if key == "init_args":
-            yield from as_arguments(value, prefix)
-        elif isinstance(value, Mapping):
-            yield from as_arguments(value, f"{prefix}{key}.")
-        elif key != "class_path":
-            yield f"--{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"
-
-
-def _pending(row: Row) -> str:
-    """What fedmoe does not have yet of what a row needs; "" where it has everything."""
-    missing = [path for path in row.configs if not (ROOT / path).is_file()]
-    if missing:
-        return f"{missing[0]} does not exist yet"
-    settings = merged(_from_files(row.configs), row.settings)
-    method = settings.get("method", {})
-    name, methods = str(method.get("class_path", "")).rpartition(".")[2], _methods()
-    if name not in methods:
-        return f"the method {name} does not exist yet"
-    known = inspect.signature(methods[name].__init__).parameters  # type: ignore[misc]
-    for key in method.get("init_args", {}):
-        if key not in known:
-            return f"{name} has no setting {key} yet"
-    keys = _settings_known()
-    for argument in as_arguments({key: value for key, value in settings.items() if key not in _CLASSES}):
-        key = argument[2:].partition("=")[0]
-        if key not in keys:
-            return f"the setting {key} does not exist yet"
-    return ""
-
-
-_CLASSES = ("method", "data", "partition")  # their settings depend on the class
-
-
-def _from_files(paths: Sequence[str]) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    for path in paths:
-        settings = merged(settings, load_file(ROOT / path))
-    return settings
-
-
-@cache
-def _parser() -> Any:
-    from fedmoe.cli import experiment_parser
-
-    return experiment_parser()
-
-
-@cache
-def _settings_known() -> set[str]:
-    return set(_parser().options)
-
-
-@cache
-def _methods() -> dict[str, type]:
-    from fedmoe import methods
-
-    return {name: found for name in methods.__all__ if inspect.isclass(found := getattr(methods, name))}
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,6 +19,7 @@ import yaml
 
 from experiments.reproduce.manifest import EXPERIMENTS, DataEntry, Manifest, Row
 from experiments.reproduce.plan import Cell, Plan, Run, State
+from experiments.reproduce.regimes import PAPER
 from fedmoe.errors import UserError
 from fedmoe.runs.records import read_rounds
 
@@ -33,6 +34,7 @@ class Column:
     label: str
     data: str
     domain: str | None = None
+    of: DataEntry | None = None  # in a collection of several tables
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Published:
 
     mean: float
     std: float
+    comparable: bool = True  # whether ours are of the same data and CLIP
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Value:
     planned: int  # seeds
     seeds: Mapping[int, float]  # of finished runs
     published: Published | None = None
+    regime: str = PAPER.name
 
     @property
     def mean(self) -> float | None:
@@ -67,8 +71,10 @@ class Value:
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the published mean, in points."""
-        return None if self.mean is None or self.published is None else self.mean - self.published.mean
+        """Ours minus the published mean, in points; None where they do not compare."""
+        if self.mean is None or self.published is None or not self.published.comparable:
+            return None
+        return self.mean - self.published.mean
 
     @property
     def mark(self) -> str:
@@ -80,7 +86,7 @@ class Value:
 class Attention:
     """Mean attention on the local expert and on the others, largest first, over seeds (figure 6)."""
 
-    row: Row
+    label: str  # of the row, with its regime where there are several
     data: DataEntry
     local: tuple[float, ...]  # of each seed
     experts: tuple[tuple[float, ...], ...]  # rank -> of each seed
@@ -90,21 +96,28 @@ def columns(manifest: Manifest) -> list[Column]:
     """The columns of a table, in order."""
     found = []
     for data in manifest.data:
+        of = data if manifest.kind == "cells" else None
         if data.domains:
-            found += [Column(domain, domain, data.key, domain) for domain in data.domains]
-            found.append(Column(AVERAGE, AVERAGE, data.key))
+            found += [Column(domain, domain, data.key, domain, of) for domain in data.domains]
+            found.append(Column(AVERAGE, AVERAGE, data.key, None, of))
         else:
-            found.append(Column(data.key, data.label, data.key))
+            found.append(Column(data.key, data.label, data.key, None, of))
     return found
 
 
 def values(plan: Plan) -> list[Value]:
-    """Every number of a table or of curves, by row, then column, then place on the axis."""
-    cells = {(cell.row.key, cell.data.key, cell.x): cell for cell in plan.cells}
+    """Every number of a table or of curves, by row, then regime, then column, then place on the axis."""
+    cells = {(cell.row.key, cell.regime, cell.data.key, cell.x): cell for cell in plan.cells}
     places = [shown for shown, _ in plan.manifest.axis.values] if plan.manifest.axis else [None]
     return [
-        _value(cells[row.key, column.data, x], column, published_value(plan.manifest, row, column), len(plan.seeds))
-        for row in plan.manifest.rows
+        _value(
+            cells[row.key, regime, column.data, x],
+            column,
+            published_value(plan.manifest, row, column),
+            len(plan.seeds),
+        )
+        for row in plan.manifest.all_rows
+        for regime in plan.regimes
         for column in columns(plan.manifest)
         for x in places
     ]
@@ -121,7 +134,7 @@ def _value(cell: Cell, column: Column, published: Published | None, planned: int
             found = summary["accuracy_per_domain"].get(column.domain)
         if found is not None:
             seeds[run.seed] = float(found)
-    return Value(cell.row, column, cell.x, cell.state, cell.reason, planned, seeds, published)
+    return Value(cell.row, column, cell.x, cell.state, cell.reason, planned, seeds, published, cell.regime)
 
 
 @cache
@@ -142,7 +155,8 @@ def attention(plan: Plan) -> list[Attention]:
         if seeds:
             ranks = min(len(one["experts"]) for one in seeds)
             experts = tuple(tuple(float(one["experts"][rank]) for one in seeds) for rank in range(ranks))
-            found.append(Attention(cell.row, cell.data, tuple(float(one["local"]) for one in seeds), experts))
+            label = plan.labelled(cell.row.marked, cell.regime)
+            found.append(Attention(label, cell.data, tuple(float(one["local"]) for one in seeds), experts))
     return found
 
 
@@ -151,15 +165,17 @@ def mean_std(numbers: Sequence[float]) -> tuple[float, float | None]:
     return math.fsum(numbers) / len(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None
 
 
-def best(found: Sequence[Value]) -> set[tuple[str, str]]:
-    """(row, column) of the largest mean of each column, to two decimals, where rows differ."""
+def best(found: Sequence[Value]) -> set[tuple[str, str, str]]:
+    """(regime, row, column) of the largest mean of each regime's column, to two decimals, where rows differ."""
     result = set()
-    for key in {value.column.key for value in found}:
+    for regime, key in {(value.regime, value.column.key) for value in found}:
         means = {
-            value.row.key: round(value.mean, 2) for value in found if value.column.key == key and value.mean is not None
+            value.row.key: round(value.mean, 2)
+            for value in found
+            if (value.regime, value.column.key) == (regime, key) and value.mean is not None
         }
         if len(set(means.values())) > 1:
-            result |= {(row, key) for row, mean in means.items() if mean == max(means.values())}
+            result |= {(regime, row, key) for row, mean in means.items() if mean == max(means.values())}
     return result
 
 
@@ -175,29 +191,30 @@ def published_value(manifest: Manifest, row: Row, column: Column) -> Published |
     Raises:
         UserError: the section has no such row.
     """
-    if manifest.published is None:
+    place = column.of.published if column.of else manifest.published
+    if place is None or row.control:
         return None
-    section: Any = published().get(manifest.published)
+    section: Any = published().get(place)
     if not isinstance(section, dict):
-        raise UserError(f"experiments/published.yaml has no section {manifest.published!r}.")
+        raise UserError(f"experiments/published.yaml has no section {place!r}.")
     group, _, name = row.published.partition(".")
     grouped = isinstance(section.get(group), dict)
     found = section[group].get(name) if grouped else section.get(row.published)
     if not isinstance(found, list):
-        raise UserError(f"experiments/published.yaml, section {manifest.published}, has no row {row.published!r}.")
+        raise UserError(f"experiments/published.yaml, section {place}, has no row {row.published!r}.")
     if column.key not in section["columns"]:
         return None
     mean, std = found[section["columns"].index(column.key)]
-    return Published(float(mean), float(std))
+    return Published(float(mean), float(std), comparable=manifest.preset is None)
 
 
 def settings_of(plan: Plan) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """What was run, from the settings of the runs: shared by all, of each data set, of each row (by label)."""
+    """What was run in the first regime, from the settings of the runs: shared by all, of each data set, of each row."""
     shown = ("clip.", "prompt.", "partition.", "federation.", "optim.", "views.", "privacy.")
     shared: dict[str, Any] | None = None
     by_data: dict[str, Any] = {}
     by_row: dict[str, Any] = {}
-    for cell in plan.cells:
+    for cell in (cell for cell in plan.cells if cell.regime == plan.regimes[0]):
         for run in cell.runs[:1]:
             own = {k: v for k, v in run.settings.items() if k.startswith(shown) and v is not None}
             shared = own if shared is None else {k: v for k, v in shared.items() if own.get(k) == v}
@@ -205,6 +222,21 @@ def settings_of(plan: Plan) -> tuple[dict[str, Any], dict[str, Any], dict[str, A
             axis = plan.manifest.axis.setting.split(".")[-1] if plan.manifest.axis else ""
             by_row.setdefault(cell.row.label, _class(run.settings, "method", without=(axis,)))
     return shared or {}, by_data, by_row
+
+
+def differences(plan: Plan, regime: str) -> dict[str, list[tuple[Any, Any]]]:
+    """The settings in which a regime's runs differ from the first regime's: key -> (there, here), each pair once."""
+    first = {(c.row.key, c.data.key, c.x): c.runs[0] for c in plan.cells if c.runs and c.regime == plan.regimes[0]}
+    found: dict[str, list[tuple[Any, Any]]] = {}
+    for cell in plan.cells:
+        other = first.get((cell.row.key, cell.data.key, cell.x))
+        if cell.regime == regime and cell.runs and other is not None:
+            own = cell.runs[0].settings
+            for key in dict.fromkeys([*other.settings, *own]):
+                pair = (other.settings.get(key), own.get(key))
+                if pair[0] != pair[1] and pair not in found.setdefault(key, []):
+                    found[key].append(pair)
+    return {key: pairs for key, pairs in found.items() if pairs}
 
 
 def _class(settings: Mapping[str, Any], key: str, without: Sequence[str]) -> str:

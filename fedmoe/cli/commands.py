@@ -61,17 +61,27 @@ def _command(name: str) -> Callable[[Namespace, Console], int | None]:
     return _FUNCTIONS[name]
 
 
+SEEDS_FILE = "seeds.yaml"  # of a folder of seeds: its settings, and which seeds
+
+
+def holds_seeds(folder: Path) -> bool:
+    """Whether ``fit --seeds`` has made the folder."""
+    return (folder / SEEDS_FILE).is_file() or any(
+        (path / "config.yaml").is_file() for path in folder.glob("seed[0-9]*")
+    )
+
+
 def _with_kept_settings(args: list[str]) -> list[str]:
     """``fit --resume FOLDER`` begins with the settings kept in the folder; what else is given wins over them.
 
     Raises:
-        UserError: there is no run or comparison in the folder.
+        UserError: there is no run, comparison or run of several seeds in the folder.
     """
     given = [value for option, value in pairwise([*args, ""]) if option == "--resume"]
     given += [arg.partition("=")[2] for arg in args if arg.startswith("--resume=")]
     if args[:1] != ["fit"] or not given:
         return args
-    for name in ("comparison.yaml", "config.yaml"):
+    for name in ("comparison.yaml", SEEDS_FILE, "config.yaml"):
         if (Path(given[-1]) / name).is_file():
             return ["fit", f"--config={Path(given[-1]) / name}", *args[1:]]
     from fedmoe.report import neither_sentence
@@ -94,6 +104,10 @@ def fit(settings: Namespace, console: Console) -> None:
     folder = Path(settings.resume) if settings.resume else experiment.folder(label)
     if experiment.output.overwrite and settings.resume:
         raise UserError(f"output.overwrite is true, but --resume={folder} keeps the run; valid is one of the two.")
+    if holds_seeds(folder):
+        raise UserError(
+            f"{folder} holds runs of several seeds; valid is --seeds, which goes on with them, or another output.name."
+        )
     session = Session(experiment, console)
 
     def resolve(path: Path) -> Mapping[str, Any]:
@@ -115,14 +129,17 @@ def _fit_seeds(settings: Namespace, console: Console) -> None:
     from fedmoe.runs.folder import storage
 
     seeds = _seeds(settings.seeds)
+    resumed = Path(settings.resume) if settings.resume and (Path(settings.resume) / SEEDS_FILE).is_file() else None
     for name in ("methods", "resume"):
-        if settings[name]:
+        if settings[name] and not (name == "resume" and resumed):
             raise UserError(
                 f"seeds is given beside {name}; valid is one method at a time, whose seeds the same command continues, "
                 "and compare for several."
             )
     experiment, methods = as_experiment(settings)
-    folder = experiment.folder(type(methods[0]).__name__.lower(), over_seeds=True)
+    if resumed and experiment.output.overwrite:
+        raise UserError(f"output.overwrite is true, but --resume={resumed} keeps the runs; valid is one of the two.")
+    folder = resumed or experiment.folder(type(methods[0]).__name__.lower(), over_seeds=True)
     plans = []
     for seed in seeds:
         own = settings.clone()
@@ -132,7 +149,8 @@ def _fit_seeds(settings: Namespace, console: Console) -> None:
     output = folder / "over_seeds"
     require_ours(output)
     with storage(folder):
-        folders = run_seeds(plans, folder, console, lambda path: as_plain(load_settings(path)))
+        whole = as_plain(settings)
+        folders = run_seeds(plans, folder, console, whole, lambda path: as_plain(load_settings(path)))
     summarize_seeds(folders, output, console)
 
 

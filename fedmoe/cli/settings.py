@@ -52,8 +52,8 @@ COMMANDS = {
             "resume": Setting(
                 str | None,
                 None,
-                "a run or comparison folder to continue; its settings are used, and those given here may change "
-                "rounds, tracking and the like",
+                "a folder of a run, a comparison or several seeds to continue; its settings are used, and those given "
+                "here may change rounds, tracking and the like",
             ),
             "seeds": Setting(
                 list[int] | str | None,
@@ -91,8 +91,8 @@ COMMANDS = {
         is_of_experiment=False,
     ),
     "compare": Command(
-        "Compare finished runs of several seeds: tables, paired tests and curves.",
-        options={"output": Setting(str, "compare", "folder for the tables (.md, .csv, .tex) and curves")},
+        "Compare finished runs of several seeds: tables, paired tests, curves and a page.",
+        options={"output": Setting(str, "compare", "folder for tables (.md, .csv, .tex), curves and a page (.html)")},
         positionals={
             "runs": Setting(
                 list[str], help="run folders, or folders of runs; runs that differ in nothing but the seed form a group"

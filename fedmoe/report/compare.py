@@ -13,13 +13,13 @@ from fedmoe import __version__
 from fedmoe.errors import UserError, printable
 from fedmoe.io import write_json_atomic, write_text_atomic
 from fedmoe.readers.regular import MIB, read_regular
-from fedmoe.report import compare_figure, compare_tables, tables
+from fedmoe.report import compare_figure, compare_page, compare_tables, tables
 from fedmoe.report.groups import Group, read_groups
 from fedmoe.report.outside import require_own
 from fedmoe.report.plot_style import save
 
 _PROOF = "compare.json"  # written first: what shows that the folder is ours
-_FILES = ("comparison.md", "comparison.csv", "comparison_tests.csv", "comparison.tex")
+_FILES = ("comparison.md", "comparison.csv", "comparison_tests.csv", "comparison.tex", "comparison.html")
 _CURVES = tuple(f"curves.{kind}" for kind in compare_figure.FORMATS)
 
 
@@ -85,6 +85,7 @@ def _write(groups: Sequence[Group], output: Path, title: str, console: Console) 
         "comparison.csv": compare_tables.groups_csv(groups),
         "comparison_tests.csv": compare_tables.pairs_csv(pairs) if pairs else None,
         "comparison.tex": compare_tables.latex_of(shown),
+        "comparison.html": compare_page.render(groups, pairs, shown),
     }
     proof = [
         {"label": group.label, "seeds": list(group.seeds), "runs": [str(run.path) for run in group.runs.values()]}
@@ -103,5 +104,5 @@ def _write(groups: Sequence[Group], output: Path, title: str, console: Console) 
         ) from None
     for table in shown:
         tables.show(table, console)
-    line = f"  Tables and curves: {output}"
+    line = f"  Tables, curves and page: {output}"
     console.print(printable(line), markup=False, highlight=False, emoji=False, soft_wrap=True)

@@ -1,26 +1,24 @@
 """One page about a run or a comparison, in one file: no network, no script, light and dark.
 
-The page is drawn from the folder's files alone. page.html holds its style and forbids, by its content security policy,
-everything but that style; what the pointer shows over a chart are titles of SVG elements.
+The page is drawn from the folder's files alone; what the pointer shows over a chart are titles of SVG elements.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from importlib.resources import files
+from collections.abc import Mapping
 from pathlib import Path
-from string import Template
 
 from fedmoe.errors import UserError
 from fedmoe.io import write_text_atomic
 from fedmoe.report import accuracy, plots
 from fedmoe.report.comparison import Comparison, Entry, is_comparison, read_comparison
-from fedmoe.report.elements import Html, el, join, text
+from fedmoe.report.elements import Html, el
 from fedmoe.report.outside import require_own
-from fedmoe.report.plot_style import Chart, clients_in_words
+from fedmoe.report.page import charted, html_table, notes_list, whole_page
+from fedmoe.report.plot_style import clients_in_words
 from fedmoe.report.run import Run, is_run, read_run
-from fedmoe.report.svg import inline, night_rules
-from fedmoe.report.tables import Cell, Table, comparison_table, format_bytes, run_table
+from fedmoe.report.svg import inline
+from fedmoe.report.tables import Table, comparison_table, format_bytes, run_table
 from fedmoe.runs.records import RoundRecord
 
 SUFFIXES = (".html", ".htm")
@@ -77,9 +75,7 @@ def render(comparison: Comparison) -> Html:
         _cost(runs),
         _settings(comparison),
     ]
-    template = Template(files("fedmoe.report").joinpath("page.html").read_text(encoding="utf-8"))
-    body = "\n".join(map(join, filter(None, [head, *sections])))
-    return Html(template.substitute(title=text(title), night=night_rules(body), body=body))
+    return whole_page(title, filter(None, [head, *sections]))
 
 
 def _subtitle(comparison: Comparison, only: Run | None) -> str:
@@ -94,7 +90,7 @@ def _subtitle(comparison: Comparison, only: Run | None) -> str:
 
 def _result(table: Table, only: Run | None) -> list[Html]:
     notes = table.notes if only is None else run_table(only).notes
-    return [el("h2", "Result"), _html_table(table.columns, table.rows), _list(notes)]
+    return [el("h2", "Result"), html_table(table.columns, table.rows), notes_list(notes)]
 
 
 def _over_rounds(runs: Mapping[str, Run], only: Run | None) -> list[Html]:
@@ -103,8 +99,8 @@ def _over_rounds(runs: Mapping[str, Run], only: Run | None) -> list[Html]:
     head = el("h2", "Accuracy over rounds")
     if only is not None:
         table = run_table(only, max_rows=11)
-        details = el("details", el("summary", "Numbers"), _html_table(table.columns, table.rows))
-        return [head, *_chart(accuracy.accuracy_over_rounds(only), "rounds"), details]
+        details = el("details", el("summary", "Numbers"), html_table(table.columns, table.rows))
+        return [head, *charted(accuracy.accuracy_over_rounds(only), "rounds"), details]
     ylim = accuracy.shared_limits(runs)
     end = max(run.rounds[-1].round for run in runs.values())
     small = []
@@ -113,13 +109,13 @@ def _over_rounds(runs: Mapping[str, Run], only: Run | None) -> list[Html]:
         small.append(el("div", el("h3", label), inline(chart, f"spread{i}")))
     kinds = " or ".join(dict.fromkeys(f"{accuracy.band_of(run)} of clients" for run in runs.values()))
     spread = el("p", f"The same with its spread. Band: {kinds}.", class_="soft")
-    return [head, *_chart(accuracy.compare_over_rounds(runs), "rounds"), spread, el("div", *small, class_="several")]
+    return [head, *charted(accuracy.compare_over_rounds(runs), "rounds"), spread, el("div", *small, class_="several")]
 
 
 def _distribution(runs: Mapping[str, Run]) -> list[Html]:
     if not runs:
         return []
-    return [el("h2", "Distribution over clients"), *_chart(accuracy.client_accuracies(runs), "clients")]
+    return [el("h2", "Distribution over clients"), *charted(accuracy.client_accuracies(runs), "clients")]
 
 
 def _labels(comparison: Comparison) -> list[Html]:
@@ -128,7 +124,7 @@ def _labels(comparison: Comparison) -> list[Html]:
     parts = [el("h2", "Label distribution")] if chosen else []
     for i, (label, run) in enumerate(chosen.items()):
         parts += [el("h3", label)] if len(chosen) > 1 else []
-        parts += _chart(plots.label_distribution(run.labels), f"labels{i}")
+        parts += charted(plots.label_distribution(run.labels), f"labels{i}")
     return parts
 
 
@@ -138,7 +134,7 @@ def _experts(runs: Mapping[str, Run]) -> list[Html]:
         found = last_experts(run)
         if found is not None:
             experts = {int(client): ids for client, ids in found.experts.items()}
-            parts += _chart(plots.expert_assignment(experts, run.num_clients, found.round), f"experts{i}", label)
+            parts += charted(plots.expert_assignment(experts, run.num_clients, found.round), f"experts{i}", label)
     return [el("h2", "Expert assignment"), *parts] if parts else []
 
 
@@ -164,7 +160,7 @@ def _attention(runs: Mapping[str, Run]) -> list[Html]:
     parts: list[Html] = []
     for i, (label, run) in enumerate(runs.items()):
         if any(r.attention for r in run.rounds):
-            parts += _chart(plots.expert_attention(run), f"attention{i}", label)
+            parts += charted(plots.expert_attention(run), f"attention{i}", label)
     return [el("h2", "Attention per expert"), *parts] if parts else []
 
 
@@ -175,17 +171,17 @@ def _cost(runs: Mapping[str, Run]) -> list[Html]:
     means = {label: list(run.bytes_per_round.values()) for label, run in runs.items()}
     spent, sent = "Seconds by phase, sum over all rounds", "Bytes per round"
     words = f"{sent}: mean over the rounds of training, and over the evaluations"
-    time = [el("h3", spent), *_chart(plots.cost_of_runs(spent, [*_PHASES.values()], seconds, _seconds), "seconds")]
-    traffic = [el("h3", words), *_chart(plots.cost_of_runs(words, [*_TRAFFIC.values()], means, format_bytes), "bytes")]
+    time = [el("h3", spent), *charted(plots.cost_of_runs(spent, [*_PHASES.values()], seconds, _seconds), "seconds")]
+    traffic = [el("h3", words), *charted(plots.cost_of_runs(words, [*_TRAFFIC.values()], means, format_bytes), "bytes")]
     if len(runs) == 1:
         rounds = next(iter(runs.values())).rounds
         numbers = [r.round for r in rounds]
         each = [[r.seconds[phase] for phase in _PHASES] for r in rounds]
         chart = plots.cost_of_rounds("Seconds by round", [*_PHASES.values()], numbers, each, _seconds, "seconds")
-        time += _chart(chart, "seconds-rounds")
+        time += charted(chart, "seconds-rounds")
         each = [[r.bytes[way] for way in _TRAFFIC] for r in rounds]
         chart = plots.cost_of_rounds("Bytes by round", [*_TRAFFIC.values()], numbers, each, format_bytes, "bytes")
-        traffic += _chart(chart, "bytes-rounds")
+        traffic += charted(chart, "bytes-rounds")
     return [el("h2", "Cost"), *time, *traffic]
 
 
@@ -207,24 +203,3 @@ def _settings(comparison: Comparison) -> list[Html]:
         noted = el("p", f"Versions: {versions}.", class_="soft") if versions else Html("")
         parts.append(el("details", el("summary", f"{label}: config.yaml"), noted, el("pre", config)))
     return [el("h2", "Settings"), *parts] if parts else []
-
-
-def _html_table(columns: Iterable[str], rows: Iterable[tuple[Cell, ...]]) -> Html:
-    head = el("thead", el("tr", *(el("th", column, scope="col") for column in columns)))
-    body = [el("tr", *(el("td", el("strong", c.text) if c.bold else c.text) for c in row)) for row in rows]
-    return _wide(el("table", head, el("tbody", *body)))
-
-
-def _list(notes: Iterable[str]) -> Html:
-    return el("ul", *(el("li", note) for note in notes), class_="notes")
-
-
-def _chart(chart: Chart, name: str, before: str = "") -> list[Html]:
-    """The chart under its caption; ``before`` says what it is about, ``name`` is unique in the page."""
-    words = f"{before}: {chart.caption[:1].lower()}{chart.caption[1:]}" if before else chart.caption
-    return [*([el("p", f"{words}.", class_="soft")] if words else []), _wide(inline(chart, name))]
-
-
-def _wide(content: Html) -> Html:
-    """What may be wider than a narrow screen, scrolling by itself."""
-    return el("div", content, class_="wide")
