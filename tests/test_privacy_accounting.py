@@ -99,6 +99,7 @@ def test_large_totals_do_not_overflow() -> None:
     assert total_epsilon(0.1, 1000, 0.05) == pytest.approx(mu * mu / 2 - mu * norm.ppf(0.05), rel=1e-4)
     assert gaussian_delta(0.0, 1e-9) == pytest.approx(1e-9 / math.sqrt(2 * math.pi), rel=1e-6)  # 2 Phi(mu / 2) - 1
     assert total_epsilon(1e6, 1, 0.05) == 0  # delta alone covers it
+    assert total_epsilon(2.0, 1, gaussian_delta(0.0, 0.5)) == 0  # just so
 
 
 @pytest.mark.parametrize(("multiplier", "releases", "delta"), [(0.1166, 10, 0.05), (4.0, 50, 1e-5), (30.0, 50, 1e-5)])

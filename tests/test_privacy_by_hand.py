@@ -28,7 +28,7 @@ from fedmoe.methods import FedPGP, Method, PFedMoAP, PromptFL
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
 from fedmoe.privacy.accounting import opacus_epsilon
-from fedmoe.privacy.gradients import ClippedShared, NoisySum, WithheldData, _stack
+from fedmoe.privacy.gradients import ClippedShared, NoisySum, WithheldData, _stack, per_example_gradients
 from fedmoe.privacy.mechanism import DPSGD, Privacy, UploadNoise, build_privacy, participations
 from fedmoe.protocol.records import ClientState, Downlink, Loadout, Update
 
@@ -290,6 +290,23 @@ def test_examples_are_clipped_summed_noised_and_divided(clip: FrozenCLIP, bound:
     gradient = module.prompts["prompt"].grad
     assert gradient is not None
     torch.testing.assert_close(gradient, (total + noise) / 3)
+
+
+def test_noise_is_rounded_to_the_number_format_of_the_gradient(clip: FrozenCLIP) -> None:
+    module = client_of(clip, Squares()).to(torch.bfloat16)
+    rule = NoisySum(1.0, 2.0, torch.Generator().manual_seed(8))
+    rule.backward(module, torch.tensor(0.0), (torch.zeros(1, 2, dtype=torch.bfloat16), torch.zeros(1)))
+    gradient = module.prompts["prompt"].grad
+    assert gradient is not None and gradient.dtype == torch.bfloat16
+    assert torch.equal(gradient, 2 * torch.randn(2, 64, generator=torch.Generator().manual_seed(8)).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize(("images", "labels"), [(2, 3), (3, 2)])
+def test_no_example_is_silently_left_out(clip: FrozenCLIP, images: int, labels: int) -> None:
+    module = client_of(clip, Squares())
+    with pytest.raises(ValueError, match="zip"):
+        per_example_gradients(module, torch.zeros(images, 2), torch.zeros(labels))
+    assert module.text is None  # nor is what was prepared left behind
 
 
 def test_examples_without_a_gradient_count_as_zero() -> None:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from mutmut.mutation.trampoline import get_mutant_under_test
 from mutmut.state import state
 
 OWN_TESTS: dict[str, list[str]] = {}
 """Mutated file -> test files; filled before mutmut starts and inherited by its processes, which are forks."""
+
+
+def pytest_configure() -> None:
+    """Make a process forked for a mutant start fast; this also runs in the one that it is forked from.
+
+    The program imports open_clip when it is first needed, which each process would do again. pytest calls the garbage
+    collector at every end, which would walk through all that was inherited, and copy its memory.
+    """
+    import open_clip  # noqa: F401
+
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
@@ -48,13 +48,7 @@ def noise_multiplier(epsilon: float, delta: float) -> float:
     """
     if math.isinf(epsilon):
         return 0.0
-    low = high = 1.0
-    while gaussian_delta(epsilon, low) > delta:
-        low /= 2
-    while gaussian_delta(epsilon, high) < delta:
-        high *= 2
-    mu = brentq(lambda mu: gaussian_delta(epsilon, mu) - delta, low, high, xtol=_TOLERANCE * low, rtol=_TOLERANCE)
-    return 1 / float(mu)
+    return 1 / _root(lambda mu: gaussian_delta(epsilon, mu) - delta)
 
 
 def total_epsilon(multiplier: float, releases: int, delta: float) -> float:
@@ -72,9 +66,17 @@ def total_epsilon(multiplier: float, releases: int, delta: float) -> float:
     mu = math.sqrt(releases) / multiplier
     if gaussian_delta(0.0, mu) <= delta:
         return 0.0
-    most = mu * mu / 2 + mu * math.sqrt(2 * math.log(1 / delta))  # Phi(-t) <= exp(-t^2 / 2)
-    found = brentq(lambda eps: gaussian_delta(eps, mu) - delta, 0.0, most, xtol=_TOLERANCE * most, rtol=_TOLERANCE)
-    return float(found)
+    return _root(lambda epsilon: delta - gaussian_delta(epsilon, mu))
+
+
+def _root(excess: Callable[[float], float]) -> float:
+    """Where a function that rises with its argument, and begins below 0 at 0, passes 0."""
+    low = high = 1.0
+    while excess(low) > 0:
+        low /= 2
+    while excess(high) < 0:
+        high *= 2
+    return float(brentq(excess, low, high, xtol=_TOLERANCE * low, rtol=_TOLERANCE))
 
 
 def opacus_epsilon(multiplier: float, releases: int, delta: float) -> float | None:

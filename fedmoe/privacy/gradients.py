@@ -5,6 +5,8 @@ Shape letters: b images, C classes, d feature width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,7 @@ class ClippedShared:
     def backward(self, client: ClientModule, loss: Tensor, batch: Batch) -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(client.trained(client.parts(Scope.SHARED)).values(), self.clip)
-        self.rates.append(client.optimizers(use_pl_optimizer=False).param_groups[0]["lr"])  # type: ignore[union-attr]
+        self.rates.append(client.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
 
 
 class NoisySum:
@@ -68,30 +70,38 @@ def per_example_gradients(client: ClientModule, image_features: Tensor, labels: 
     Args:
         image_features: [b, d], or of the kind that the method uses.
         labels: [b].
+
+    Raises:
+        ValueError: the numbers of images and labels differ.
     """
     parameters = [parameter for parameter in client.parameters() if parameter.requires_grad]
     text = client.text_features()  # [C, d]
     client.text = text.detach().requires_grad_()
     try:
         rows = [
-            torch.autograd.grad(client.method.loss(client, image, label), [client.text, *parameters], allow_unused=True)
+            torch.autograd.grad(client.method.loss(client, image, label), [*parameters, client.text], allow_unused=True)
             for image, label in zip(image_features.split(1), labels.split(1), strict=True)
         ]
     finally:
         client.text = None
-    by_text, *direct = [_stack(column) for column in zip(*rows, strict=True)]
-    found = {p: gradient for p, gradient in zip(parameters, direct, strict=True) if gradient is not None}
+    found, by_text = _by_parameter(parameters, rows), _stack([row[-1] for row in rows])
     if by_text is not None:
         # One at a time: the batched backward pass of the tower is no faster on a CPU and needs b times the memory.
         pulled = [torch.autograd.grad(text, parameters, row, retain_graph=True, allow_unused=True) for row in by_text]
-        for parameter, column in zip(parameters, zip(*pulled, strict=True), strict=True):
-            through = _stack(column)
-            if through is not None:
-                found[parameter] = through + found[parameter] if parameter in found else through
+        for parameter, through in _by_parameter(parameters, pulled).items():
+            found[parameter] = through + found[parameter] if parameter in found else through
     return found
 
 
-def _stack(gradients: tuple[Tensor | None, ...]) -> Tensor | None:
+def _by_parameter(
+    parameters: Sequence[nn.Parameter], rows: Sequence[Sequence[Tensor | None]]
+) -> dict[nn.Parameter, Tensor]:
+    """The gradients of each parameter that has any; ``rows`` holds each example's, in the order of the parameters."""
+    stacked = {parameter: _stack([row[place] for row in rows]) for place, parameter in enumerate(parameters)}
+    return {parameter: gradients for parameter, gradients in stacked.items() if gradients is not None}
+
+
+def _stack(gradients: Sequence[Tensor | None]) -> Tensor | None:
     """The gradients stacked, with zeros for an example that has none; None if no example has one."""
     known = next((gradient for gradient in gradients if gradient is not None), None)
     if known is None:
