@@ -681,7 +681,7 @@ def test_a_failed_run_is_named_and_finished_ones_are_skipped(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_an_interrupted_table_stops_its_runs_and_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments.reproduce", "figure6", "--preset=embedded", "--seeds=1"]
-    command += ["--clients=5", f"--out={tmp_path / 'out'}"]
+    command += ["--no-controls", "--clients=5", f"--out={tmp_path / 'out'}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     first = [*command, "--rounds=1000"]  # too many to be through before it is stopped
     with subprocess.Popen(first, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -708,7 +708,7 @@ def test_an_interrupted_table_stops_its_runs_and_goes_on(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_real_clip_and_real_file_formats_end_to_end(tmp_path: Path) -> None:
-    manifest = load_manifest("table2", "tiny-cifar")
+    manifest = published_alone("table2", "tiny-cifar")
     rows = tuple(row for row in manifest.rows if row.key == "pfedmoap")
     settings = {**manifest.settings, "features": {"cache_dir": str(tmp_path / "cache")}}
     plan = make_plan(replace(manifest, rows=rows, data=manifest.data[:1], settings=settings), Options(tmp_path / "out"))
