@@ -23,17 +23,22 @@ from fedmoe.data import Digits, Dirichlet, SubsetConfig
 from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.federation.fleet import LocalFleet
 from fedmoe.methods import (
+    DPFPL,
     CoOp,
     FedAMP,
     FedOTP,
     FedPer,
     FedPGP,
+    FedPHA,
     FedProx,
+    FedSEPT,
+    FedTPG,
     Method,
     PFedMoAP,
     PFedPrompt,
     PromptFL,
     PromptFLFT,
+    PromptFolio,
     ZeroShot,
 )
 from fedmoe.models.clip import FrozenCLIP
@@ -55,6 +60,11 @@ METHODS: dict[str, Callable[[], Method]] = {
     "FedPGP": FedPGP,
     "FedOTP": FedOTP,
     "PFedPrompt": PFedPrompt,
+    "PromptFolio": PromptFolio,
+    "FedPHA": lambda: FedPHA(lengths=[4, 16, 20]),
+    "DPFPL": lambda: DPFPL(noise=0.1, server_noise=0.01),
+    "FedSEPT": FedSEPT,
+    "FedTPG": FedTPG,
     "PFedMoAP": lambda: PFedMoAP(num_experts=2),
     "PFedMoAP held random": lambda: PFedMoAP(num_experts=2, assignment="random", evaluation_experts="held"),
     "PFedMoAP linear": lambda: PFedMoAP(num_experts=2, gate="linear"),
@@ -172,6 +182,10 @@ def test_answers_may_come_in_any_order(embedded_clip: FrozenCLIP, cache: Feature
         ("FedAMP", 0),
         ("FedOTP", 4 * PROMPT),
         ("FedPGP", 4 * PROMPT),
+        ("PromptFolio", 4 * PROMPT),
+        ("FedPHA", 0),  # the local prompt classifies alone
+        ("DPFPL", 4 * PROMPT),
+        ("FedSEPT", 4 * 4 * 16 * 16 * 4),  # each of the four clients needs 4 factors of 16 x 16 float32
     ],
 )
 def test_downloads_of_evaluation_are_counted(

@@ -5,29 +5,39 @@ This does not apply to methods of your own.
 """
 
 from fedmoe.methods.coop import CoOp
+from fedmoe.methods.dpfpl import DPFPL
 from fedmoe.methods.fedamp import FedAMP
 from fedmoe.methods.fedotp import FedOTP
 from fedmoe.methods.fedper import FedPer
 from fedmoe.methods.fedpgp import FedPGP
+from fedmoe.methods.fedpha import FedPHA
 from fedmoe.methods.fedprox import FedProx
+from fedmoe.methods.fedsept import FedSEPT
+from fedmoe.methods.fedtpg import FedTPG
 from fedmoe.methods.pfedmoap import PFedMoAP
 from fedmoe.methods.pfedprompt import PFedPrompt
 from fedmoe.methods.promptfl import PromptFL
 from fedmoe.methods.promptfl_ft import PromptFLFT
+from fedmoe.methods.promptfolio import PromptFolio
 from fedmoe.methods.zero_shot import ZeroShot
 from fedmoe.protocol.method import Method
 
 __all__ = [
+    "DPFPL",
     "CoOp",
     "FedAMP",
     "FedOTP",
     "FedPGP",
+    "FedPHA",
     "FedPer",
     "FedProx",
+    "FedSEPT",
+    "FedTPG",
     "Method",
     "PFedMoAP",
     "PFedPrompt",
     "PromptFL",
     "PromptFLFT",
+    "PromptFolio",
     "ZeroShot",
 ]

@@ -6,6 +6,7 @@ Shape letters: M prompts at once, C classes, L positions, l context tokens, w to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from fedmoe.config import PromptConfig
 from fedmoe.errors import UserError
 from fedmoe.models.clip import FrozenCLIP
-from fedmoe.models.text_pass import PromptLayout, text_pass
+from fedmoe.models.text_pass import PromptLayout, TextPass, text_pass
 
 
 class PromptLearner(nn.Module):
@@ -51,10 +52,11 @@ class PromptLearner(nn.Module):
             raise UserError("There are no class names; a prompt needs at least one class.")
         words = None if cfg.init is None else _initial_words(clip, cfg.init)  # [l, w]
         length = cfg.length if words is None else len(words)
-        layout = prompt_layout(clip, self.class_names, length, cfg.position, cfg.class_specific)
-        self.token_ids = layout.ids  # [C, L]
         self._clip = (clip,)  # a tuple hides it from nn.Module
-        self._pass = text_pass(cfg.text_pass, clip.text, layout)
+        self._config, self._passes = cfg, dict[tuple[int, int], TextPass]()
+        layout = self._layout(length)
+        self.token_ids = layout.ids  # [C, L]
+        self._passes[length, 0] = text_pass(cfg.text_pass, clip.text, layout)
         shape = (len(self.class_names), length, clip.token_width) if cfg.class_specific else (length, clip.token_width)
         if words is None:
             start = torch.empty(shape).normal_(std=cfg.std, generator=generator)
@@ -91,10 +93,35 @@ class PromptLearner(nn.Module):
         shape = self.start.shape
         if prompt.shape[-len(shape) :] != shape or prompt.ndim > len(shape) + 1:
             raise ValueError(f"a prompt has shape {tuple(shape)}, or a batch of such; got {tuple(prompt.shape)}")
-        batch = prompt if prompt.ndim > len(shape) else prompt.unsqueeze(0)
-        features = self._pass(batch.to(self.clip.text.device))  # [M, C, d]
+        return self.encode(prompt)
+
+    def encode(self, prompt: Tensor, behind: int = 0) -> Tensor:
+        """As ``forward``, of prompts of any length, which may differ from that of ``start``.
+
+        Args:
+            prompt: [l, w], or a batch [M, l, w] ([C, l, w] and [M, C, l, w] if class-specific), l at least 1.
+            behind: reads the features that many tokens behind the EOT, where CLIP has padding.
+
+        Raises:
+            UserError: a class name is too long for the context window behind a prompt of this length.
+        """
+        key = (prompt.shape[-2], behind)
+        if key not in self._passes:
+            layout = self._layout(key[0])
+            window = self.clip.text.context_length
+            if int(layout.eot.max()) + behind >= window:
+                raise UserError(f"A class name ends at token {int(layout.eot.max()) + 1} of {window}, too far back.")
+            layout = replace(layout, eot=layout.eot + behind)
+            self._passes[key] = text_pass(self._config.text_pass, self.clip.text, layout)
+        batch = prompt if prompt.ndim > self.start.ndim else prompt.unsqueeze(0)
+        features = self._passes[key](batch.to(self.clip.text.device))  # [M, C, d]
         features = _normalize(features).to(prompt.device)
-        return features if prompt.ndim > len(shape) else features.squeeze(0)
+        return features if prompt.ndim > self.start.ndim else features.squeeze(0)
+
+    def _layout(self, length: int) -> PromptLayout:
+        """Where a prompt of this length and the class names go."""
+        cfg = self._config
+        return prompt_layout(self.clip, self.class_names, length, cfg.position, cfg.class_specific)
 
 
 @torch.no_grad()
