@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import lightning as L
@@ -55,3 +56,13 @@ def gradients(module: ClientModule, loss: Tensor) -> dict[str, Tensor]:
     named = dict(module.trained(module.declared))
     found = torch.autograd.grad(loss, list(named.values()), allow_unused=True, retain_graph=True)
     return {name: gradient for name, gradient in zip(named, found, strict=True) if gradient is not None}
+
+
+def with_rows(clip: FrozenCLIP, golden: Mapping[str, Tensor]) -> FrozenCLIP:
+    """The golden CLIP with the embeddings of the template's words, which its file lacks and the case brings along."""
+    rows = golden["token_rows.ids"].long()
+    found = deepcopy(clip)
+    with torch.no_grad():
+        found.text.token_embedding.weight[rows] = golden["token_rows.weight"]
+    found._known = {*(clip._known or ()), *rows.tolist()}
+    return found

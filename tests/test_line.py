@@ -26,6 +26,9 @@ from fedmoe.methods import (
     DPFPL,
     CoOp,
     FedAMP,
+    FedLoRA,
+    FedMaPLe,
+    FedMGP,
     FedOTP,
     FedPer,
     FedPGP,
@@ -33,7 +36,9 @@ from fedmoe.methods import (
     FedProx,
     FedSEPT,
     FedTPG,
+    FedVPT,
     Method,
+    PFedMMA,
     PFedMoAP,
     PFedPrompt,
     PromptFL,
@@ -41,6 +46,7 @@ from fedmoe.methods import (
     PromptFolio,
     ZeroShot,
 )
+from fedmoe.methods.towers import TowerMethod
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.protocol.parameters import Scope, part_of
 from fedmoe.protocol.records import About, ClientState, Downlink, Failed, Scored, ScoreJob, Trained, TrainJob, Update
@@ -65,6 +71,11 @@ METHODS: dict[str, Callable[[], Method]] = {
     "DPFPL": lambda: DPFPL(noise=0.1, server_noise=0.01),
     "FedSEPT": FedSEPT,
     "FedTPG": FedTPG,
+    "FedVPT": lambda: FedVPT(depth=2, text_vectors=2),
+    "FedMaPLe": FedMaPLe,
+    "FedMGP": lambda: FedMGP(groups=3),
+    "PFedMMA": lambda: PFedMMA(gradients="scaled"),
+    "FedLoRA": FedLoRA,
     "PFedMoAP": lambda: PFedMoAP(num_experts=2),
     "PFedMoAP held random": lambda: PFedMoAP(num_experts=2, assignment="random", evaluation_experts="held"),
     "PFedMoAP linear": lambda: PFedMoAP(num_experts=2, gate="linear"),
@@ -127,12 +138,15 @@ def data_of(clip: FrozenCLIP, method: Method, cache: FeatureConfig) -> Federated
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_only_bytes_cross_and_no_bit_changes(embedded_clip: FrozenCLIP, cache: FeatureConfig, name: str) -> None:
+def test_only_bytes_cross_and_no_bit_changes(
+    embedded_clip: FrozenCLIP, vit_clip: FrozenCLIP, cache: FeatureConfig, name: str
+) -> None:
     method = METHODS[name]()
-    data = data_of(embedded_clip, method, cache)
-    plain, log = build_federation(embedded_clip, data, method, CONFIG)
+    clip = vit_clip if isinstance(method, TowerMethod) else embedded_clip
+    data = data_of(clip, method, cache)
+    plain, log = build_federation(clip, data, method, CONFIG)
     plain.run()
-    apart, log_apart = build_federation(embedded_clip, data, METHODS[name](), CONFIG, fleet=ByteFleet)
+    apart, log_apart = build_federation(clip, data, METHODS[name](), CONFIG, fleet=ByteFleet)
     apart.run()
     assert differences(plain.state, apart.state) == []
     assert results(log) == results(log_apart)

@@ -7,6 +7,9 @@ This does not apply to methods of your own.
 from fedmoe.methods.coop import CoOp
 from fedmoe.methods.dpfpl import DPFPL
 from fedmoe.methods.fedamp import FedAMP
+from fedmoe.methods.fedlora import FedLoRA
+from fedmoe.methods.fedmaple import FedMaPLe
+from fedmoe.methods.fedmgp import FedMGP
 from fedmoe.methods.fedotp import FedOTP
 from fedmoe.methods.fedper import FedPer
 from fedmoe.methods.fedpgp import FedPGP
@@ -14,6 +17,8 @@ from fedmoe.methods.fedpha import FedPHA
 from fedmoe.methods.fedprox import FedProx
 from fedmoe.methods.fedsept import FedSEPT
 from fedmoe.methods.fedtpg import FedTPG
+from fedmoe.methods.fedvpt import FedVPT
+from fedmoe.methods.pfedmma import PFedMMA
 from fedmoe.methods.pfedmoap import PFedMoAP
 from fedmoe.methods.pfedprompt import PFedPrompt
 from fedmoe.methods.promptfl import PromptFL
@@ -26,6 +31,9 @@ __all__ = [
     "DPFPL",
     "CoOp",
     "FedAMP",
+    "FedLoRA",
+    "FedMGP",
+    "FedMaPLe",
     "FedOTP",
     "FedPGP",
     "FedPHA",
@@ -33,7 +41,9 @@ __all__ = [
     "FedProx",
     "FedSEPT",
     "FedTPG",
+    "FedVPT",
     "Method",
+    "PFedMMA",
     "PFedMoAP",
     "PFedPrompt",
     "PromptFL",
