@@ -20,6 +20,12 @@ def embedded_clip() -> FrozenCLIP:
     return FrozenCLIP.load(ClipConfig(architecture="fedmoe-tiny", pretrained="glyphs"))
 
 
+@pytest.fixture(scope="session")
+def vit_clip() -> FrozenCLIP:
+    """The architecture of the embedded CLIP with a VisionTransformer, with random weights."""
+    return FrozenCLIP.load(ClipConfig(architecture="fedmoe-tiny-vit", pretrained=None))
+
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

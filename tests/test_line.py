@@ -23,20 +23,31 @@ from fedmoe.data import Digits, Dirichlet, SubsetConfig
 from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.federation.fleet import LocalFleet
 from fedmoe.methods import (
+    DPFPL,
     CoOp,
     FedAMP,
+    FedLoRA,
+    FedMaPLe,
+    FedMGP,
     FedOTP,
     FedPer,
     FedPGP,
+    FedPHA,
     FedProx,
+    FedSEPT,
+    FedTPG,
+    FedVPT,
     LocalAdapter,
     Method,
+    PFedMMA,
     PFedMoAP,
     PFedPrompt,
     PromptFL,
     PromptFLFT,
+    PromptFolio,
     ZeroShot,
 )
+from fedmoe.methods.towers import TowerMethod
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.protocol.parameters import Scope, part_of
 from fedmoe.protocol.records import About, ClientState, Downlink, Failed, Scored, ScoreJob, Trained, TrainJob, Update
@@ -57,6 +68,16 @@ METHODS: dict[str, Callable[[], Method]] = {
     "FedOTP": FedOTP,
     "PFedPrompt": PFedPrompt,
     "LocalAdapter": LocalAdapter,
+    "PromptFolio": PromptFolio,
+    "FedPHA": lambda: FedPHA(lengths=[4, 16, 20]),
+    "DPFPL": lambda: DPFPL(noise=0.1, server_noise=0.01),
+    "FedSEPT": FedSEPT,
+    "FedTPG": FedTPG,
+    "FedVPT": lambda: FedVPT(depth=2, text_vectors=2),
+    "FedMaPLe": FedMaPLe,
+    "FedMGP": lambda: FedMGP(groups=3),
+    "PFedMMA": lambda: PFedMMA(gradients="scaled"),
+    "FedLoRA": FedLoRA,
     "PFedMoAP": lambda: PFedMoAP(num_experts=2),
     "PFedMoAP held random": lambda: PFedMoAP(num_experts=2, assignment="random", evaluation_experts="held"),
     "PFedMoAP linear": lambda: PFedMoAP(num_experts=2, gate="linear"),
@@ -125,12 +146,15 @@ def data_of(clip: FrozenCLIP, method: Method, cache: FeatureConfig) -> Federated
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_only_bytes_cross_and_no_bit_changes(embedded_clip: FrozenCLIP, cache: FeatureConfig, name: str) -> None:
+def test_only_bytes_cross_and_no_bit_changes(
+    embedded_clip: FrozenCLIP, vit_clip: FrozenCLIP, cache: FeatureConfig, name: str
+) -> None:
     method = METHODS[name]()
-    data = data_of(embedded_clip, method, cache)
-    plain, log = build_federation(embedded_clip, data, method, CONFIG)
+    clip = vit_clip if isinstance(method, TowerMethod) else embedded_clip
+    data = data_of(clip, method, cache)
+    plain, log = build_federation(clip, data, method, CONFIG)
     plain.run()
-    apart, log_apart = build_federation(embedded_clip, data, METHODS[name](), CONFIG, fleet=ByteFleet)
+    apart, log_apart = build_federation(clip, data, METHODS[name](), CONFIG, fleet=ByteFleet)
     apart.run()
     assert differences(plain.state, apart.state) == []
     assert results(log) == results(log_apart)
@@ -180,6 +204,10 @@ def test_answers_may_come_in_any_order(embedded_clip: FrozenCLIP, cache: Feature
         ("FedAMP", 0),
         ("FedOTP", 4 * PROMPT),
         ("FedPGP", 4 * PROMPT),
+        ("PromptFolio", 4 * PROMPT),
+        ("FedPHA", 0),  # the local prompt classifies alone
+        ("DPFPL", 4 * PROMPT),
+        ("FedSEPT", 4 * 4 * 16 * 16 * 4),  # each of the four clients needs 4 factors of 16 x 16 float32
     ],
 )
 def test_downloads_of_evaluation_are_counted(

@@ -84,7 +84,7 @@ class ClientModule(L.LightningModule):
         self.encoder = method.encoder(clip)
         self.logit_scale = clip.logit_scale
         self.text_cache = TextCache(prompts, text_cache_mib)
-        spec = ModelSpec(prompts.start.detach().cpu().clone(), clip.feature_dim)
+        spec = ModelSpec(prompts.start.detach().cpu().clone(), clip.feature_dim, clip)
         self.declared: tuple[Parameter, ...] = tuple(method.parameters(spec))
         starts = self._draw(Scope.SHARED, None) | self._draw(Scope.PERSONAL, 0)
         learned = {part.name: starts[part.name] for part in self.declared if part.scope is not Scope.EXPERT}
@@ -114,7 +114,8 @@ class ClientModule(L.LightningModule):
         own = None if client_id is None else torch_generator(self.run_seed, "personal", client_id)
         for part in self.parts(scope):
             assert part.start is not None
-            drawn[part.name] = part.start(own or torch_generator(self.run_seed, part.name)).to(self.format)
+            generator = torch_generator(self.run_seed, part.name) if own is None or part.common else own
+            drawn[part.name] = part.start(generator).to(self.format)
         return drawn
 
     def _named(self, part: Parameter) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from fedmoe.errors import some
 from fedmoe.features.cache import FeatureCache
 from fedmoe.features.extraction import Encoder, Extraction, ImageReader, Progress
 from fedmoe.features.views import Inputs, PlainInputs, ReadOnlyInputs, ViewInputs
+from fedmoe.models.image_tower import ImageTower
 from fedmoe.models.spatial import SpatialEncoder
 
 if TYPE_CHECKING:
@@ -66,6 +67,21 @@ def spatial_encoder(clip: FrozenCLIP) -> Encoder:
     """
     encode = SpatialEncoder(clip)
     return replace(clip_encoder(clip), name="spatial", encode=encode, shape=encode.shape)
+
+
+def token_encoder(clip: FrozenCLIP, first: int) -> Encoder:
+    """The tokens that enter block ``first`` of a VisionTransformer [b, N, w]: 605 kB an image of ViT-B/16's.
+
+    Raises:
+        UserError: as ``ImageTower``.
+    """
+    tower = ImageTower(clip)
+
+    def encode(images: Tensor) -> Tensor:
+        return tower.lower(images, first)
+
+    shape = (tower.tokens, tower.width)
+    return replace(clip_encoder(clip), name=f"tokens{first}", encode=encode, shape=shape)
 
 
 def read_only_encoder() -> Encoder:

@@ -29,7 +29,10 @@ from fedmoe.readers.weights import EMBEDDING, WeightsFile, expand_rows, read_wei
 if TYPE_CHECKING:
     from PIL import Image
 
-EMBEDDED = {"fedmoe-tiny": ("glyphs",)}  # architectures and tags that lie in fedmoe/assets
+EMBEDDED = {
+    "fedmoe-tiny": ("glyphs",),
+    "fedmoe-tiny-vit": ("glyphs",),
+}  # architectures and tags that lie in fedmoe/assets
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -6,6 +6,7 @@ Shape letters: M prompts at once, C classes, L positions, l context tokens, w to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from fedmoe.config import PromptConfig
 from fedmoe.errors import UserError
 from fedmoe.models.clip import FrozenCLIP
-from fedmoe.models.text_pass import PromptLayout, text_pass
+from fedmoe.models.sentence_pass import SentencePass
+from fedmoe.models.text_pass import PromptLayout, TextPass, text_pass
 
 
 class PromptLearner(nn.Module):
@@ -49,12 +51,14 @@ class PromptLearner(nn.Module):
         self.class_names = tuple(readable(name) for name in class_names)
         if not self.class_names:
             raise UserError("There are no class names; a prompt needs at least one class.")
-        words = None if cfg.init is None else _initial_words(clip, cfg.init)  # [l, w]
+        words = None if cfg.init is None else word_embeddings(clip, cfg.init, "prompt.init")  # [l, w]
         length = cfg.length if words is None else len(words)
-        layout = prompt_layout(clip, self.class_names, length, cfg.position, cfg.class_specific)
-        self.token_ids = layout.ids  # [C, L]
         self._clip = (clip,)  # a tuple hides it from nn.Module
-        self._pass = text_pass(cfg.text_pass, clip.text, layout)
+        self._config, self._passes = cfg, dict[tuple[int, int], TextPass]()
+        self._sentences = dict[tuple[str, int, int], SentencePass]()
+        layout = self._layout(length)
+        self.token_ids = layout.ids  # [C, L]
+        self._passes[length, 0] = text_pass(cfg.text_pass, clip.text, layout)
         shape = (len(self.class_names), length, clip.token_width) if cfg.class_specific else (length, clip.token_width)
         if words is None:
             start = torch.empty(shape).normal_(std=cfg.std, generator=generator)
@@ -91,10 +95,52 @@ class PromptLearner(nn.Module):
         shape = self.start.shape
         if prompt.shape[-len(shape) :] != shape or prompt.ndim > len(shape) + 1:
             raise ValueError(f"a prompt has shape {tuple(shape)}, or a batch of such; got {tuple(prompt.shape)}")
-        batch = prompt if prompt.ndim > len(shape) else prompt.unsqueeze(0)
-        features = self._pass(batch.to(self.clip.text.device))  # [M, C, d]
+        return self.encode(prompt)
+
+    def encode(self, prompt: Tensor, behind: int = 0) -> Tensor:
+        """As ``forward``, of prompts of any length, which may differ from that of ``start``.
+
+        Args:
+            prompt: [l, w], or a batch [M, l, w] ([C, l, w] and [M, C, l, w] if class-specific), l at least 1.
+            behind: reads the features that many tokens behind the EOT, where CLIP has padding.
+
+        Raises:
+            UserError: a class name is too long for the context window behind a prompt of this length.
+        """
+        key = (prompt.shape[-2], behind)
+        if key not in self._passes:
+            layout = self._layout(key[0])
+            window = self.clip.text.context_length
+            if int(layout.eot.max()) + behind >= window:
+                raise UserError(f"A class name ends at token {int(layout.eot.max()) + 1} of {window}, too far back.")
+            layout = replace(layout, eot=layout.eot + behind)
+            self._passes[key] = text_pass(self._config.text_pass, self.clip.text, layout)
+        batch = prompt if prompt.ndim > self.start.ndim else prompt.unsqueeze(0)
+        features = self._passes[key](batch.to(self.clip.text.device))  # [M, C, d]
         features = _normalize(features).to(prompt.device)
-        return features if prompt.ndim > len(shape) else features.squeeze(0)
+        return features if prompt.ndim > self.start.ndim else features.squeeze(0)
+
+    def sentences(self, template: str, learned: int = 0, first: int = 0) -> SentencePass:
+        """The pass of a sentence about each class, whose first words may be learned; made once.
+
+        Args:
+            template: the sentence, with ``{class}`` in the name's place.
+            learned: number of tokens after SOS that are learned.
+            first: the first block that is ever edited.
+
+        Raises:
+            UserError: as ``sentence_layout``.
+        """
+        key = (template, learned, first)
+        if key not in self._sentences:
+            layout = sentence_layout(self.clip, self.class_names, template, learned)
+            self._sentences[key] = SentencePass(self.clip.text, layout, first)
+        return self._sentences[key]
+
+    def _layout(self, length: int) -> PromptLayout:
+        """Where a prompt of this length and the class names go."""
+        cfg = self._config
+        return prompt_layout(self.clip, self.class_names, length, cfg.position, cfg.class_specific)
 
 
 @torch.no_grad()
@@ -109,20 +155,34 @@ def template_features(clip: FrozenCLIP, class_names: Sequence[str], template: st
     Raises:
         UserError: the template has no place for the name, or a sentence is too long or unknown to the embedded CLIP.
     """
+    layout = sentence_layout(clip, [readable(name) for name in class_names], template)
+    nothing = torch.zeros(1, 1, clip.token_width, device=clip.text.device)
+    return _normalize(text_pass("cut", clip.text, layout)(nothing)).squeeze(0)
+
+
+def sentence_layout(clip: FrozenCLIP, names: Sequence[str], template: str, learned: int = 0) -> PromptLayout:
+    """Tokens of a sentence about each name, with context vectors in place of the first ``learned`` tokens after SOS.
+
+    Raises:
+        UserError: as ``template_features``; or fewer tokens than ``learned`` come before the name.
+    """
     place = next((place for place in ("{class}", "{}") if place in template), None)
     if place is None:
         raise UserError(f"The template is {template!r}; it must contain {{class}}, as in 'a photo of a {{class}}.'.")
-    texts = [template.replace(place, readable(name)) for name in class_names]
+    ahead = clip.count_tokens(template.partition(place)[0])
+    if ahead < learned:
+        raise UserError(f"The template {template!r} has {ahead} tokens before the name; valid are at least {learned}.")
+    texts = [template.replace(place, name) for name in names]
     limit = clip.text.context_length - 2
     for text in texts:
         if clip.count_tokens(text) > limit:
             raise UserError(f"The sentence {text!r} has {clip.count_tokens(text)} tokens; valid is at most {limit}.")
     ids = clip.tokenize(texts)
     eot = ids.argmax(dim=-1)
-    _require_known(clip, ids[torch.arange(ids.shape[1]) <= eot.unsqueeze(1)])
-    layout = PromptLayout(ids, torch.full_like(ids, -1), eot, class_specific=False)
-    nothing = torch.zeros(1, 1, clip.token_width, device=clip.text.device)
-    return _normalize(text_pass("cut", clip.text, layout)(nothing)).squeeze(0)
+    places = torch.arange(ids.shape[1])
+    _require_known(clip, ids[(places <= eot.unsqueeze(1)) & ((places < 1) | (places > learned))])
+    slots = torch.arange(ids.shape[1]).expand_as(ids) - 1  # of the positions after SOS
+    return PromptLayout(ids, torch.where(slots < learned, slots, -1), eot, class_specific=False)
 
 
 def prompt_layout(
@@ -171,14 +231,16 @@ def readable(name: str) -> str:
     return " ".join(name.replace("_", " ").split())
 
 
-def _initial_words(clip: FrozenCLIP, text: str) -> Tensor:
-    """The embeddings [l, w] of the tokens of some words."""
+def word_embeddings(clip: FrozenCLIP, text: str, key: str) -> Tensor:
+    """The embeddings [l, w] of the tokens of some words, which the setting ``key`` names.
+
+    Raises:
+        UserError: there are no words or too many, or some that are unknown to the embedded CLIP.
+    """
     text = readable(text)
     length = clip.count_tokens(text)
     if not 1 <= length <= clip.text.context_length - 3:
-        raise UserError(
-            f"prompt.init is {text!r}, which has {length} tokens; valid are 1 to {clip.text.context_length - 3}."
-        )
+        raise UserError(f"{key} is {text!r}, which has {length} tokens; valid are 1 to {clip.text.context_length - 3}.")
     ids = clip.tokenize([text])[0, 1 : 1 + length]
     _require_known(clip, ids)
     with torch.no_grad():

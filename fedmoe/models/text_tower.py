@@ -67,8 +67,12 @@ class TextTower:
 
     def transform(self, x: Tensor) -> Tensor:
         """open_clip's own transformer with its causal mask, on embedded tokens [n, at most context_length, w]."""
-        length = x.shape[1]
-        return self._module.transformer(x, attn_mask=self._module.attn_mask[:length, :length])
+        return self._module.transformer(x, attn_mask=self.mask(x.shape[1]))
+
+    def mask(self, length: int) -> Tensor:
+        """The causal attention mask of so many tokens, [length, length]."""
+        found: Tensor = self._module.attn_mask[:length, :length]
+        return found
 
     def project(self, x: Tensor) -> Tensor:
         """Final norm and projection of the tokens at the EOT: [..., w] -> [..., d]."""

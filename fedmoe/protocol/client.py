@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedmoe.features.client_data import ClientData
+    from fedmoe.models.clip import FrozenCLIP
     from fedmoe.models.prompt import PromptLearner
     from fedmoe.protocol.parameters import Parameter
 
@@ -45,6 +46,10 @@ class Client(Protocol):
     expert_text: Tensor | None
     extras: Mapping[str, Tensor]
     data: ClientData | None
+
+    @property
+    def clip(self) -> FrozenCLIP:
+        """The frozen CLIP."""
 
     def text_features(self, prompts: Tensor | None = None) -> Tensor:
         """L2-normalized text features: [C, d] of a prompt [l, w], by default the one the client classifies with

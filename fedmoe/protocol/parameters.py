@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from fedmoe.models.clip import FrozenCLIP
+
 
 class Scope(StrEnum):
     """Who holds a parameter."""
@@ -33,10 +35,12 @@ class ModelSpec:
     Attributes:
         prompt: the common initial value of prompts, random or from words: [l, w]; [C, l, w] if class-specific.
         feature_dim: width d of CLIP's features.
+        clip: the frozen CLIP, for parts whose shape depends on its towers.
     """
 
     prompt: Tensor
     feature_dim: int
+    clip: FrozenCLIP | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Parameter:
         keep: the client also keeps its own last value of a shared part (or its last experts). It is evaluated with that
             value, and downloads the server's only until it has trained for the first time.
         pool: the server also keeps every client's last upload of it.
+        common: of a personal part: all clients start equal, as with shared ones.
     """
 
     name: str
@@ -62,6 +67,7 @@ class Parameter:
     rate: Literal["prompt_lr", "gating_lr"] = "prompt_lr"
     keep: bool = False
     pool: bool = False
+    common: bool = False
 
 
 def part_of(name: str) -> str:
