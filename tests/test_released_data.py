@@ -224,6 +224,9 @@ def test_a_client_of_average_size_gets_no_more() -> None:
     shares = np.array([[0.8, 0.1, 0.1], [0.5, 0.4, 0.1], [0.6, 0.3, 0.1]])
     expected = [[0.8, 0.1, 0.1], [0.5, 0.4, 0.1], [0.0, 0.75, 0.25]]
     assert capped(shares, np.array([10, 10, 10])).tolist() == [pytest.approx(row) for row in expected]
+    # Client 0 has exactly the average after the first class, which is enough.
+    full = capped(np.array([[1.0, 0.0, 0.0], [0.4, 0.3, 0.3], [0.8, 0.1, 0.1]]), np.array([10, 10, 10]))
+    assert full.tolist() == [[1.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.0, 0.5, 0.5]]
     # Whoever is below the average shares a class alike if their own shares vanish; empty classes are dealt as drawn.
     vanishing = np.array([[0.9, 0.1, 0.0], [1.0, 0.0, 0.0], [0.6, 0.3, 0.1]])
     found = capped(vanishing, np.array([20, 10, 0]))

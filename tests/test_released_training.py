@@ -370,12 +370,16 @@ def test_a_round_that_breaks_off_leaves_the_pool(embedded_clip: FrozenCLIP, data
     config = replace(THREE, on_failure="stop", share_momentum=True)
     federation, _ = build_federation(embedded_clip, data, Failing(pool_update="immediate"), config)
     federation.round(1)
-    before = federation.server.copy()
+    server = federation.server
+    before = [
+        {name: tensor.clone() for name, tensor in group.items()}
+        for group in (server.shared, server.extras, {str(i): prompt for i, prompt in server.pool["prompt"].items()})
+    ]
     with pytest.raises(RuntimeError, match="no"):
         federation.round(2)
-    assert same(federation.server.pool["prompt"], before.pool["prompt"])  # type: ignore[arg-type]
-    assert same(federation.server.extras, before.extras)
-    assert same(federation.server.shared, before.shared)
+    assert federation.server is server
+    assert same(server.shared, before[0]) and same(server.extras, before[1])  # no tensor was written to, either
+    assert same({str(i): prompt for i, prompt in server.pool["prompt"].items()}, before[2])
 
 
 def test_shuffled_experts_by_hand() -> None:

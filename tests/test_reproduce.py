@@ -527,7 +527,12 @@ def test_both_regimes_stand_beside_the_published_numbers(regime: str, tmp_path: 
     assert (tmp_path / "table2-paper-other.png").stat().st_size > 10_000
     shown = Console(file=io.StringIO(), width=200)
     show(terminal_table(plan), shown)
-    assert re.search(r"paper regime +83\.50 ± 0\.71 \(\+0\.04\) +missing", shown.file.getvalue())  # type: ignore[attr-defined]
+    screen = shown.file.getvalue()  # type: ignore[attr-defined]
+    assert re.search(r"pFedMoAP +published +83\.46 ± 0\.53 +53\.42 ± 0\.22", screen)
+    assert re.search(r"paper regime +83\.50 ± 0\.71 \(\+0\.04\) +missing", screen)
+    narrow = Console(file=io.StringIO(), width=60, force_terminal=True)
+    show(terminal_table(plan), narrow)  # in parts, each of which says which line is which
+    assert narrow.file.getvalue().count("published") >= 2 * 5  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "zero-shot"])

@@ -73,16 +73,17 @@ def terminal_table(plan: Plan) -> Table:
     found = values(plan)
     if plan.manifest.kind == "curves":
         assert plan.manifest.axis is not None
-        head = ["", plan.manifest.axis.label, *(f"{x:g}" for x, _ in plan.manifest.axis.values)]
+        head = [plan.manifest.axis.label, *(f"{x:g}" for x, _ in plan.manifest.axis.values)]
         rows = [
-            (column.label, label, *(ours(v) for v in own))
+            (f"{column.label}, {label}", *(ours(v) for v in own))
             for column in columns(plan.manifest)
             for label, own in _curves(plan, found, column)
         ]
         return Table(plan.title, tuple(head), tuple(tuple(map(Cell, row)) for row in rows), notes)
     head, content = layout(plan, found)
-    lines = [(Cell(line.label, line.heading), Cell(line.what), *line.cells) for line in content]
-    return Table(plan.title, ("", "", *head), tuple(lines), notes)
+    width = max(len(line.label) for line in content)  # one column of names, which a narrow terminal repeats
+    lines = [(Cell(f"{one.label:{width}}  {one.what}".rstrip(), one.heading), *one.cells) for one in content]
+    return Table(plan.title, ("", *head), tuple(lines), notes)
 
 
 def table_markdown(plan: Plan, found: Sequence[Value]) -> str:

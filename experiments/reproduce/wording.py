@@ -87,6 +87,7 @@ def table_lines(plan: Plan, found: Sequence[Value]) -> list[Line]:
                 for value in own
                 if value.regime == regime
             ]
-            of_row.append((f"{regime} regime" if several else "ours", tuple(cells)))
+            alone = "ours" if of_row else ""  # nothing to tell it from
+            of_row.append((f"{regime} regime" if several else alone, tuple(cells)))
         lines += [Line(row.label if i == 0 else "", what, cells) for i, (what, cells) in enumerate(of_row)]
     return lines
