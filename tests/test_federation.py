@@ -202,6 +202,8 @@ def test_who_gets_which_experts_and_what_they_cost(
             assert record.attention is not None
             assert record.attention["local"] + sum(record.attention["experts"]) == pytest.approx(1.0, abs=1e-5)
             assert record.attention["experts"] == sorted(record.attention["experts"], reverse=True)
+            assert sum(record.attention["ranked"]) == pytest.approx(sum(record.attention["experts"]), abs=1e-5)
+            assert record.attention["ranked"][0] >= record.attention["experts"][0]
     assert gated, "no client took part twice: the test would show nothing"
 
 

@@ -26,7 +26,7 @@ from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.federation.orchestrator import Federation
 from fedmoe.federation.state import FederationState
 from fedmoe.methods import Method, PFedMoAP, PromptFL
-from fedmoe.models.functional import average_pool, pool
+from fedmoe.models.functional import averaged, strided
 from fedmoe.models.gating import LinearGate
 from fedmoe.protocol.parameters import ModelSpec, Parameter, Scope, part_of, select
 from fedmoe.protocol.records import ClientState, Downlink, Loadout, RoundContext, Tensors, Update
@@ -134,7 +134,7 @@ def test_the_linear_gate_by_hand() -> None:
     )
     expected = torch.tensor([[[1.0, 6.0], [6.0, 3.0]], [[8 / 3, 8 / 3], [8 / 3, 8.0]]])
     torch.testing.assert_close(gate(image, text), expected)
-    # pool(I) is (1, 1) and (log 6, 0).
+    # narrow(I) is (1, 1) and (log 6, 0).
     similarity = torch.tensor([[7.0, 9.0], [8 / 3 * math.log(6.0), 8 / 3 * math.log(6.0)]])
     torch.testing.assert_close(gate.similarity(image, text), similarity)
     weights = torch.tensor([[0.25, 0.75], [2 / 3, 1 / 3]])
@@ -151,7 +151,7 @@ def test_missing_experts_are_left_out_of_the_softmax() -> None:
         weights = gate.attention(image, text[:at_hand])
         expected = whole[..., :at_hand] / whole[..., :at_hand].sum(-1, keepdim=True)  # renormalized
         torch.testing.assert_close(weights, expected)
-        mixed = torch.einsum("bn,ncg->bcg", expected[:, 0, 0], pool(text[:at_hand], 32))
+        mixed = torch.einsum("bn,ncg->bcg", expected[:, 0, 0], strided(text[:at_hand], 32))
         torch.testing.assert_close(gate(image, text[:at_hand]), mixed)
     # A place has its weight, whoever stands there.
     swapped = text[[1, 0, 2, 3, 4]]
@@ -159,7 +159,7 @@ def test_missing_experts_are_left_out_of_the_softmax() -> None:
     assert not torch.allclose(gate(image, swapped), gate(image, text), atol=1e-4)
 
 
-@pytest.mark.parametrize(("pooling", "reduce"), [("stride", pool), ("average", average_pool)])
+@pytest.mark.parametrize(("pooling", "reduce"), [("stride", strided), ("average", averaged)])
 @pytest.mark.parametrize("at_hand", [2, 4])
 def test_the_linear_gates_similarity_is_that_of_its_mixture(pooling: str, reduce, at_hand: int) -> None:
     gate = LinearGate(64, 16, 3, torch_generator(2), pooling).double()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmoe.errors import UserError
-from fedmoe.models.functional import attend, average_pool, combine, local_logits, moe_logits, pool
+from fedmoe.models.functional import attend, averaged, combine, local_logits, moe_logits, strided
 from fedmoe.models.gating import AttentionGate, Gate, LinearGate
 
 
@@ -58,16 +58,16 @@ def test_forward_and_weights_are_torchs_attention(experts: int, gating_dim: int,
 
 
 def test_pooling_keeps_every_nth_coordinate() -> None:
-    assert pool(torch.arange(12.0), 4).tolist() == [0, 3, 6, 9]
-    assert pool(torch.arange(24.0).view(2, 12), 12).tolist() == torch.arange(24.0).view(2, 12).tolist()
+    assert strided(torch.arange(12.0), 4).tolist() == [0, 3, 6, 9]
+    assert strided(torch.arange(24.0).view(2, 12), 12).tolist() == torch.arange(24.0).view(2, 12).tolist()
 
 
 @pytest.mark.parametrize("gating_dim", [1, 4, 16, 64])
 def test_average_pooling_is_torchs(gating_dim: int) -> None:
     text = features(3, 5, 64)
     width = 64 // gating_dim
-    torch.testing.assert_close(average_pool(text, gating_dim), F.avg_pool1d(text, width))
-    assert torch.equal(average_pool(text, 64), text)  # at g = d nothing is pooled
+    torch.testing.assert_close(averaged(text, gating_dim), F.avg_pool1d(text, width))
+    assert torch.equal(averaged(text, 64), text)  # at g = d nothing is pooled
 
 
 def test_the_gate_pools_as_it_is_told() -> None:
@@ -109,7 +109,7 @@ def test_order_and_number_of_experts_are_free() -> None:
 def test_a_single_expert_takes_all_the_weight() -> None:
     ours, image, text = gate(), features(3, 64), features(1, 4, 64, seed=1)
     assert ours.attention(image, text).eq(1).all()
-    expected = ours.output(ours.value(pool(text[0], 32))).expand(3, 4, 32)
+    expected = ours.output(ours.value(strided(text[0], 32))).expand(3, 4, 32)
     torch.testing.assert_close(ours(image, text), expected)
 
 
@@ -128,17 +128,17 @@ def test_attend_by_hand() -> None:
 def test_logits_by_hand() -> None:
     image = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
     text = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0]])
-    mixed = torch.tensor([[[2.0, 1.0], [0.0, -1.0]]])  # [1, 2, g = 2]; pool(I) = (1, 3)
+    mixed = torch.tensor([[[2.0, 1.0], [0.0, -1.0]]])  # [1, 2, g = 2]; narrow(I) = (1, 3)
     assert local_logits(image, text, 10.0).tolist() == [[10.0, 50.0]]
     # 10 ((1, 3) . (2, 1) + 0.5 * 1) and 10 ((1, 3) . (0, -1) + 0.5 * 5)
     assert moe_logits(image, text, mixed, 10.0, 0.5).tolist() == [[55.0, -5.0]]
     assert moe_logits(image, text, mixed, 10.0, 0.0).tolist() == [[50.0, -30.0]]
-    # averaged, pool(I) = (1.5, 3.5): 10 ((1.5, 3.5) . (2, 1) + 0.5 * 1) and 10 ((1.5, 3.5) . (0, -1) + 0.5 * 5)
-    assert moe_logits(image, text, mixed, 10.0, 0.5, average_pool).tolist() == [[70.0, -10.0]]
+    # averaged, narrow(I) = (1.5, 3.5): 10 ((1.5, 3.5) . (2, 1) + 0.5 * 1) and 10 ((1.5, 3.5) . (0, -1) + 0.5 * 5)
+    assert moe_logits(image, text, mixed, 10.0, 0.5, averaged).tolist() == [[70.0, -10.0]]
     assert combine(torch.tensor([[5.0, -3.0]]), image, text, 10.0, 0.5).tolist() == [[55.0, -5.0]]
 
 
-@pytest.mark.parametrize(("pooling", "reduce"), [("stride", pool), ("average", average_pool)])
+@pytest.mark.parametrize(("pooling", "reduce"), [("stride", strided), ("average", averaged)])
 def test_folded_similarity_is_the_plain_one_in_value_and_gradient(pooling: str, reduce) -> None:
     ours = gate(scale=10.0, pooling=pooling).double()
     image, text = features(5, 64).double(), features(4, 6, 64, seed=1).double().requires_grad_()
@@ -207,7 +207,7 @@ def test_defaults_are_the_paper_s() -> None:
 @pytest.mark.parametrize("make", [lambda: AttentionGate(6, 1, heads=1), lambda: LinearGate(6, 1, num_experts=2)])
 def test_a_single_pooled_coordinate_is_enough(make) -> None:
     ours, image, text = make(), features(3, 6), features(3, 4, 6, seed=1)
-    assert ours.pool(image).tolist() == image[:, :1].tolist()
+    assert ours.narrow(image).tolist() == image[:, :1].tolist()
     assert ours(image, text).shape == (3, 4, 1)
     torch.testing.assert_close(ours.similarity(image, text), image[:, :1] * ours(image, text)[..., 0])
 

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from fedmoe.config import PromptConfig
 from fedmoe.models.clip import FrozenCLIP
-from fedmoe.models.functional import combine, local_logits, moe_logits, pool
+from fedmoe.models.functional import combine, local_logits, moe_logits, strided
 from fedmoe.models.gating import AttentionGate
 from fedmoe.models.prompt import PromptLearner
 
@@ -108,7 +108,7 @@ def test_forward(case: Case) -> None:
         text = case.learner()
         assert difference(case.image_features, golden["image_features"]) < 2e-6
         assert difference(text, golden["text_features"]) < 2e-6
-        pooled = pool(case.experts, case.settings["gating_dim"])
+        pooled = strided(case.experts, case.settings["gating_dim"])
         assert difference(pooled, golden["expert_text_features_pooled"]) < 2e-6
         local = local_logits(case.image_features, text, scale)
         assert difference(local, golden["logits_local_only"]) < 5e-6

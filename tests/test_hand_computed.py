@@ -16,12 +16,12 @@ from torch import Tensor
 from fedmoe.models.functional import (
     attend,
     attention_weights,
-    average_pool,
+    averaged,
     combine,
     local_logits,
     moe_logits,
-    pool,
     products,
+    strided,
 )
 from fedmoe.models.gating import AttentionGate, LinearGate
 
@@ -119,18 +119,18 @@ def test_gate_and_logits_together(gate: AttentionGate, lmbda: float) -> None:
 
 
 def test_logits_with_more_classes_than_pooled_coordinates() -> None:
-    """Three classes, g = 2, averaged: pool((1, 3, 2, -1)) = (2, 1/2)."""
+    """Three classes, g = 2, averaged: narrow((1, 3, 2, -1)) = (2, 1/2)."""
     text = torch.tensor([[0.0, 1.0, 0.0, 2.0], [1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]])  # I . T_L = 1, 0, 2
     mixed = torch.tensor([[[1.0, 2.0], [0.0, 4.0], [-1.0, 0.0]]])  # (2, 1/2) . T_MoE = 3, 2, -2
     # 5 (3 + 0.2), 5 (2 + 0), 5 (-2 + 0.4)
-    close(moe_logits(IMAGES[:1], text, mixed, 5.0, 0.2, average_pool), [[16.0, 10.0, -8.0]])
+    close(moe_logits(IMAGES[:1], text, mixed, 5.0, 0.2, averaged), [[16.0, 10.0, -8.0]])
     close(moe_logits(IMAGES[:1], text, mixed, 5.0, 0.2), [[26.0, 40.0, -3.0]])  # stride: (1, 2) . T_MoE = 5, 8, -1
 
 
 def test_local_logits_and_pooling() -> None:
     close(local_logits(IMAGES, torch.tensor(LOCAL), 2.0), [[2 * x for x in row] for row in LOCAL_SIMILARITY])
-    close(pool(IMAGES, 2), [[1.0, 2.0], [0.0, -1.0]])
-    close(average_pool(IMAGES, 2), [[2.0, 0.5], [0.5, 0.0]])
+    close(strided(IMAGES, 2), [[1.0, 2.0], [0.0, -1.0]])
+    close(averaged(IMAGES, 2), [[2.0, 0.5], [0.5, 0.0]])
 
 
 def test_linear_gate() -> None:

@@ -201,8 +201,21 @@ def test_a_linear_gate_and_lambda_weigh_the_logits(lmbda: float) -> None:
     made = method(gate="linear", lmbda=lmbda)
     assert made.logits(client, IMAGE).tolist() == [pytest.approx(expected, rel=1e-6)]
     analysis = made.analyse(client, IMAGE.expand(5, 2))
-    assert analysis.keys() == {"attention", "entropy", "top_share", "without_experts"}
+    assert analysis.keys() == {"attention", "attention_ranked", "entropy", "top_share", "without_experts"}
     assert analysis["attention"].tolist() == pytest.approx([0.25, 0.75], rel=1e-6)
+    assert analysis["attention_ranked"].tolist() == pytest.approx([0.75], rel=1e-6)
+
+
+def test_experts_are_ranked_anew_for_each_image() -> None:
+    """The weights are (1/4, 1/2, 1/4) for the first image and (1/4, 1/4, 1/2) for the second: alike in the mean."""
+    images = torch.tensor([[0.6, 0.8], [0.8, 0.6]])
+    # 0.6 x + 0.8 y = ln 2 and 0.8 x + 0.6 y = 0
+    x, y = -0.6 * math.log(2) / 0.28, 0.8 * math.log(2) / 0.28
+    maps = {"projection.weight": torch.tensor([[0.0, 0.0], [x, y], [y, x]])}
+    client = with_gate(maps, [torch.eye(2), torch.eye(2)], gate="linear", num_experts=2)
+    analysis = method(gate="linear", num_experts=2).analyse(client, images)
+    assert analysis["attention"].tolist() == pytest.approx([1 / 4, 3 / 8, 3 / 8], rel=1e-5)
+    assert analysis["attention_ranked"].tolist() == pytest.approx([1 / 2, 1 / 4], rel=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.5, 2.0])
@@ -240,7 +253,7 @@ def test_the_gate_is_the_one_that_the_settings_ask_for(gate: Any) -> None:
     generator, bound = torch.Generator().manual_seed(3), 1 / math.sqrt(2)
     assert torch.equal(first.weight, torch.empty(outputs, 2).uniform_(-bound, bound, generator=generator))
     assert torch.equal(first.bias, torch.empty(outputs).uniform_(-bound, bound, generator=generator))
-    assert found.pool(torch.tensor([1.0, 3.0, 5.0, 9.0])).tolist() == [2.0, 7.0]
+    assert found.narrow(torch.tensor([1.0, 3.0, 5.0, 9.0])).tolist() == [2.0, 7.0]
 
 
 # What is refused

@@ -205,9 +205,16 @@ def attention_picture(title: str, found: Sequence[Attention]) -> Figure:
         colours = [METHOD_COLOURS["PFedMoAP"], *[QUIET] * len(one.experts)]
         axes.bar(names, [mean for mean, _ in numbers], 0.72, yerr=[std or 0.0 for _, std in numbers], color=colours,
                  capsize=2.5, error_kw={"elinewidth": 1})  # fmt: skip
+        if one.ranked:
+            means = [mean_std(values)[0] for values in one.ranked]
+            axes.plot(names[1 : 1 + len(means)], means, color=INK, marker="o", markersize=3.5, linestyle="none",
+                      label="sorted anew for each image")  # fmt: skip
         axes.axhline(1 / len(numbers), color=INK, linewidth=1, linestyle=(0, (4, 3)), label="equal shares")
         axes.set_title(f"{one.label}, {one.data.label}", fontsize=10, loc="left")
-        axes.set(ylabel="mean attention", xlabel="expert (non-local ones sorted)" if number == len(found) else "")
+        axes.set(
+            ylabel="mean attention",
+            xlabel="expert (non-local ones sorted for each client)" if number == len(found) else "",
+        )
         axes.margins(y=0.12)
         axes.legend(loc="upper right")
         axes.grid(axis="y")

@@ -35,6 +35,8 @@ from fedmoe.io import write_text_atomic
 from fedmoe.report.outside import csv_cell, latex, markdown
 from fedmoe.report.tables import Cell, Table
 
+BY_IMAGE = "sorted for each image"
+
 
 def write_report(plan: Plan) -> Path:
     """Write <out>/<name>.md, .csv, .tex and .png from the finished runs; the path of the Markdown file.
@@ -67,7 +69,7 @@ def terminal_table(plan: Plan) -> Table:
     """The report's numbers, to be printed."""
     notes = tuple(line.replace("**", "") for line in _first_notes(plan))
     if plan.manifest.kind == "attention":
-        head, *ranked = [["data", "method", "expert", "mean attention", "±"], *_ranked(attention(plan))]
+        head, *ranked = [["data", "method", "expert", "mean attention", "±", BY_IMAGE, "±"], *_ranked(attention(plan))]
         cells = [tuple(map(Cell, line)) for line in ranked]
         return Table(plan.title, tuple(head), tuple(cells), notes)
     found = values(plan)
@@ -219,30 +221,36 @@ def curves_latex(plan: Plan, found: Sequence[Value]) -> str:
 
 
 def _ranked(found: Sequence[Attention]) -> list[list[str]]:
-    """Lines (data, method, expert, mean, std) of attention."""
+    """Lines (data, method, expert, mean, std, mean by image, std) of attention."""
     lines = []
     for one in found:
+        by_image = [one.local, *one.ranked]
         for rank, numbers in enumerate([one.local, *one.experts]):
-            expert = "local" if rank == 0 else str(rank)
-            mean, std = mean_std(numbers)
-            lines.append([one.data.label, one.label, expert, f"{mean:.4f}", "" if std is None else f"{std:.4f}"])
+            cells = _four_digits(numbers) + (_four_digits(by_image[rank]) if rank < len(by_image) else ["", ""])
+            lines.append([one.data.label, one.label, "local" if rank == 0 else str(rank), *cells])
     return lines
+
+
+def _four_digits(numbers: Sequence[float]) -> list[str]:
+    mean, std = mean_std(numbers)
+    return [f"{mean:.4f}", "" if std is None else f"{std:.4f}"]
 
 
 def attention_markdown(found: Sequence[Attention]) -> str:
     """One line for each expert: the local one, then the others from the largest mean down."""
-    head = ["| data | method | expert | mean attention | ± |", "|---|---|---|---|---|"]
+    head = [f"| data | method | expert | mean attention | ± | {BY_IMAGE} | ± |", "|---|---|---|---|---|---|---|"]
     lines = [f"| {' | '.join(map(markdown, line))} |" for line in _ranked(found)]
-    legend = "Over all test images and clients in the last round; a client's non-local experts are sorted first."
-    return "\n".join([*head, *(lines or ["| | | missing | | |"]), "", legend, ""])
+    legend = "Over all test images and clients in the last round; the non-local experts are sorted for each client."
+    return "\n".join([*head, *(lines or ["| | | missing | | | | |"]), "", legend, ""])
 
 
 def attention_csv(found: Sequence[Attention]) -> str:
-    return _csv([["data", "method", "expert", "mean", "std"], *_ranked(found)])
+    return _csv([["data", "method", "expert", "mean", "std", "mean_by_image", "std_by_image"], *_ranked(found)])
 
 
 def attention_latex(found: Sequence[Attention]) -> str:
-    lines = ["\\begin{tabular}{lllcc}", "\\toprule", "data & method & expert & mean & std \\\\", "\\midrule"]
+    lines = ["\\begin{tabular}{lllcccc}", "\\toprule"]
+    lines += [f"data & method & expert & mean & std & {BY_IMAGE} & std \\\\", "\\midrule"]
     lines += [" & ".join(latex(cell) for cell in line) + " \\\\" for line in _ranked(found)]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 

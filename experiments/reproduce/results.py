@@ -84,12 +84,14 @@ class Value:
 
 @dataclass(frozen=True)
 class Attention:
-    """Mean attention on the local expert and on the others, largest first, over seeds (figure 6)."""
+    """Mean attention on the local expert and on the others, largest first, over seeds (figure 6): others are sorted for
+    each client (``experts``), or anew for each image (``ranked``)."""
 
     label: str  # of the row, with its regime where there are several
     data: DataEntry
     local: tuple[float, ...]  # of each seed
     experts: tuple[tuple[float, ...], ...]  # rank -> of each seed
+    ranked: tuple[tuple[float, ...], ...]  # the same; empty for runs that did not record it
 
 
 def columns(manifest: Manifest) -> list[Column]:
@@ -153,11 +155,15 @@ def attention(plan: Plan) -> list[Attention]:
                 kept = [r.attention for r in read_rounds(run.folder) if r.attention]
                 seeds += kept[-1:]
         if seeds:
-            ranks = min(len(one["experts"]) for one in seeds)
-            experts = tuple(tuple(float(one["experts"][rank]) for one in seeds) for rank in range(ranks))
+            experts, ranked = (_by_rank([one[key] for one in seeds]) for key in ("experts", "ranked"))
             label = plan.labelled(cell.row.marked, cell.regime)
-            found.append(Attention(label, cell.data, tuple(float(one["local"]) for one in seeds), experts))
+            found.append(Attention(label, cell.data, tuple(float(one["local"]) for one in seeds), experts, ranked))
     return found
+
+
+def _by_rank(seeds: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+    """Of each seed the weights by rank -> of each rank that all have, the weights of the seeds."""
+    return tuple(tuple(float(one[rank]) for one in seeds) for rank in range(min(map(len, seeds))))
 
 
 def mean_std(numbers: Sequence[float]) -> tuple[float, float | None]:

@@ -138,20 +138,27 @@ def _means(groups: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
 
 
 def _mean_attention(scored: Sequence[Scored]) -> dict[str, Any] | None:
-    """Mean over test images of the local expert's weight, and of the other experts' weights, sorted per client in
-    descending order (figure 6). Clients may hold different numbers of experts: each rank is averaged over those that
-    have it."""
-    parts = [(score.total, score.sums["attention"]) for score in scored if "attention" in score.sums]
-    if not parts:
+    """Mean over test images of the local expert's weight, and of the other experts' weights in descending order: as
+    each client's means are sorted, and as each image's weights are (figure 6)."""
+    have = [score for score in scored if "attention" in score.sums]
+    if not have:
         return None
-    ranks = max(len(weights) for _, weights in parts)
+    sums = [score.sums["attention"] for score in have]  # [K + 1], summed over images, the local expert first
+    by_client = [torch.cat([weights[:1], weights[1:].sort(descending=True).values]) for weights in sums]
+    local, *experts = _mean_by_rank(have, by_client)
+    by_image = [score.sums.get("attention_ranked", weights[:0]) for score, weights in zip(have, sums, strict=True)]
+    return {"local": local, "experts": experts, "ranked": _mean_by_rank(have, by_image)}
+
+
+def _mean_by_rank(scored: Sequence[Scored], sums: Sequence[torch.Tensor]) -> list[float]:
+    """Sums over each client's test images -> means. Clients may hold different numbers of experts: each rank is
+    averaged over those that have it."""
+    ranks = max(len(own) for own in sums)
     total, images = torch.zeros(ranks, dtype=torch.float64), torch.zeros(ranks, dtype=torch.float64)
-    for count, weights in parts:  # weights [K + 1], summed over images, the local expert first
-        ranked = torch.cat([weights[:1], weights[1:].sort(descending=True).values])
-        total[: len(ranked)] += ranked
-        images[: len(ranked)] += count
-    mean = (total / images).tolist()
-    return {"local": mean[0], "experts": mean[1:]}
+    for score, own in zip(scored, sums, strict=True):
+        total[: len(own)] += own
+        images[: len(own)] += score.total
+    return (total / images).tolist()
 
 
 def _mean_metrics(scored: Sequence[Scored]) -> dict[str, float]:

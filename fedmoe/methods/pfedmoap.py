@@ -168,7 +168,7 @@ class PFedMoAP(Method):
         held = self.evaluation_experts == "held"
         scope = Scope.PERSONAL if self.gate_sharing == "local" else Scope.SHARED
         # Shared: averaged into the global prompt, from which each round starts. Kept: a client predicts with its own
-        # last one. Pooled: it serves others as an expert.
+        # last one. Narrowing: it serves others as an expert.
         prompt = Parameter("prompt", Scope.SHARED, fixed(model.prompt), keep=True, pool=True)
         mixture = [Parameter("gate", scope, gate, rate="gating_lr"), Parameter("experts", Scope.EXPERT, keep=held)]
         return [prompt, *(mixture if self.gate != "none" else [])]
@@ -221,7 +221,7 @@ class PFedMoAP(Method):
             return super().logits(client, image_features)
         text = client.text_features()  # [C, d]
         gate: Gate = client.gate
-        similarity = gate.similarity(image_features, _tokens(text, client))  # pool(I) . T_MoE [b, C], eq. 9 and 11
+        similarity = gate.similarity(image_features, _tokens(text, client))  # narrow(I) . T_MoE [b, C], eq. 9 and 11
         return combine(similarity, image_features, text, client.logit_scale, self.lmbda)  # eq. 10
 
     def finish(
@@ -247,6 +247,8 @@ class PFedMoAP(Method):
         found = {"attention": weights.mean(dim=(0, 1, 2))}
         if not len(client.expert_text):  # nothing to weigh
             return found
+        experts = weights.mean(dim=(1, 2))[:, 1:]  # [b, K]
+        found["attention_ranked"] = experts.sort(descending=True).values.mean(dim=0)
         # Weights over copies of one feature sum to one, whatever they are: one copy does.
         alone = gate.similarity(image_features, text.unsqueeze(0))  # [b, C]
         logits = combine(alone, image_features, text, client.logit_scale, self.lmbda)

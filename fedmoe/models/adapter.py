@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fedmoe.models.gating import Pooled, linear
+from fedmoe.models.gating import Narrowing, linear
 
 
-class ResidualAdapter(Pooled):
+class ResidualAdapter(Narrowing):
     """I' = I + P^T A(P I), with A(x) = s * (W_2 relu(W_1 x + b_1) + b_2), where P pools from d to g.
 
     W_1 is [2g, g], W_2 [g, 2g], and s [g] scales each coordinate: 4 g^2 + 4 g parameters, as many as the four maps of
@@ -22,7 +22,7 @@ class ResidualAdapter(Pooled):
         feature_dim: CLIP's feature width d.
         gating_dim: width g the features are pooled to; must divide d. At g = d nothing is pooled.
         generator: source of the initial parameters; None: torch's global one.
-        pooling: stride or average, see ``Pooled``.
+        pooling: stride or average, see ``Narrowing``.
 
     Raises:
         UserError: g does not divide d.
@@ -40,9 +40,9 @@ class ResidualAdapter(Pooled):
 
     def forward(self, image_features: Tensor) -> Tensor:
         """A(P I): image features [b, d] -> [b, g]."""
-        change: Tensor = self.scale * self.outer(self.inner(self.pool(image_features)).relu())
+        change: Tensor = self.scale * self.outer(self.inner(self.narrow(image_features)).relu())
         return change
 
     def similarity(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """P^T A(P I) . T = A(P I) . P T [b, C]: what the adapter adds to I [b, d] . T [C, d]."""
-        return self(image_features) @ self.pool(text_features).T
+        return self(image_features) @ self.narrow(text_features).T

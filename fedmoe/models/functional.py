@@ -15,12 +15,12 @@ from torch import Tensor
 Pooling = Callable[[Tensor, int], Tensor]  # features [..., d] and g, which divides d -> [..., g]; g = d: the identity
 
 
-def pool(features: Tensor, gating_dim: int) -> Tensor:
+def strided(features: Tensor, gating_dim: int) -> Tensor:
     """Keep every (d // g)-th coordinate, as the release does: [..., d] -> [..., g]; ``gating_dim`` g must divide d."""
     return features[..., :: features.shape[-1] // gating_dim]
 
 
-def average_pool(features: Tensor, gating_dim: int) -> Tensor:
+def averaged(features: Tensor, gating_dim: int) -> Tensor:
     """The mean of each d // g neighbouring coordinates: [..., d] -> [..., g]; ``gating_dim`` g must divide d."""
     return features.unflatten(-1, (gating_dim, -1)).mean(dim=-1)
 
@@ -87,9 +87,9 @@ def moe_logits(
     moe_features: Tensor,
     logit_scale: float,
     lmbda: float,
-    pooling: Pooling = pool,
+    pooling: Pooling = strided,
 ) -> Tensor:
-    """Logits of the mixture: exp(logit_scale) * (pool(I) . T_MoE + lambda * I . T_L) (eq. 10).
+    """Logits of the mixture: exp(logit_scale) * (narrow(I) . T_MoE + lambda * I . T_L) (eq. 10).
 
     Args:
         image_features: I [b, d].
@@ -109,5 +109,5 @@ def moe_logits(
 def combine(
     moe_similarity: Tensor, image_features: Tensor, text_features: Tensor, logit_scale: float, lmbda: float
 ) -> Tensor:
-    """Eq. 10 from pool(I) . T_MoE [b, C], I [b, d] and T_L [C, d]: [b, C]."""
+    """Eq. 10 from narrow(I) . T_MoE [b, C], I [b, d] and T_L [C, d]: [b, C]."""
     return logit_scale * (moe_similarity + lmbda * image_features @ text_features.T)

@@ -18,8 +18,8 @@ from fedmoe.errors import UserError
 from fedmoe.models import functional
 
 
-class Pooled(nn.Module):
-    """A module that works on features pooled from CLIP's width d to g.
+class Narrowing(nn.Module):
+    """A module that works on features narrowed from CLIP's width d to g.
 
     Args:
         feature_dim: CLIP's feature width d.
@@ -32,8 +32,8 @@ class Pooled(nn.Module):
     """
 
     poolings: ClassVar[Mapping[str, functional.Pooling]] = {
-        "stride": functional.pool,
-        "average": functional.average_pool,
+        "stride": functional.strided,
+        "average": functional.averaged,
     }
 
     def __init__(self, feature_dim: int, gating_dim: int, pooling: str) -> None:
@@ -45,16 +45,16 @@ class Pooled(nn.Module):
             )
         self.feature_dim, self.gating_dim, self.pooling = feature_dim, gating_dim, pooling
 
-    def pool(self, features: Tensor) -> Tensor:
+    def narrow(self, features: Tensor) -> Tensor:
         """[..., d] -> [..., g]"""
         return self.poolings[self.pooling](features, self.gating_dim)
 
 
-class Gate(Pooled, ABC):
+class Gate(Narrowing, ABC):
     """Maps an image to a mixture T_MoE of the experts' text features for each class.
 
     Images and texts have CLIP's width d and are pooled to g here. Text features are those of the local expert, followed
-    by those of the others. Arguments are those of ``Pooled``.
+    by those of the others. Arguments are those of ``Narrowing``.
     """
 
     @abstractmethod
@@ -63,7 +63,7 @@ class Gate(Pooled, ABC):
 
     @abstractmethod
     def similarity(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """pool(I) . T_MoE [b, C], equal to what ``forward`` gives, without building T_MoE [b, C, g]."""
+        """narrow(I) . T_MoE [b, C], equal to what ``forward`` gives, without building T_MoE [b, C, g]."""
 
     @abstractmethod
     def attention(self, image_features: Tensor, text_features: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class AttentionGate(Gate):
         heads: attention heads h; must divide g.
         scale: factor on query . key before the softmax; the release uses 10 in place of 1 / sqrt(g / h).
         generator: source of the initial parameters (torch.nn.Linear's distribution); None: torch's global one.
-        pooling: stride or average, see ``Pooled``.
+        pooling: stride or average, see ``Narrowing``.
         start: random, or identity for the query and key maps, so that each expert's similarity with the image decides
             its weight from the first step on. The value and output maps start the same in both cases.
 
@@ -118,21 +118,21 @@ class AttentionGate(Gate):
 
     def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Image features [b, d] and text features [K + 1, C, d], the local expert's first -> T_MoE [b, C, g]."""
-        text = self.pool(text_features)  # [K + 1, C, g]
-        weights = self._attention(self.pool(image_features), text)
+        text = self.narrow(text_features)  # [K + 1, C, g]
+        weights = self._attention(self.narrow(image_features), text)
         return self.output(functional.attend(weights, self._split(self.value(text))))
 
     def attention(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """The attention weights [b, C, h, K + 1] of ``forward``, for analysis."""
-        return self._attention(self.pool(image_features), self.pool(text_features))
+        return self._attention(self.narrow(image_features), self.narrow(text_features))
 
     def similarity(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """pool(I) . T_MoE [b, C], equal to what ``forward`` gives, without building T_MoE [b, C, g].
+        """narrow(I) . T_MoE [b, C], equal to what ``forward`` gives, without building T_MoE [b, C, g].
 
         p . (W_o a + b_o) = (W_o^T p) . a + p . b_o moves the output map to the image's side, and a is a sum over
         experts, so only one number per image, class, head and expert has to be computed.
         """
-        image, text = self.pool(image_features), self.pool(text_features)  # [b, g], [K + 1, C, g]
+        image, text = self.narrow(image_features), self.narrow(text_features)  # [b, g], [K + 1, C, g]
         weights = self._attention(image, text)  # [b, C, h, K + 1]
         folded = self._split(image @ self.output.weight)  # W_o^T p [b, h, e]
         gain = functional.products(folded, self._split(self.value(text)))  # [h, b, C, K + 1]
@@ -163,8 +163,8 @@ ATTENTIONS: Mapping[str, type[AttentionGate]] = {"learned": AttentionGate, "unif
 class LinearGate(Gate):
     """A linear projection of the image to one weight for each of a fixed number of experts (the ablation of table 7).
 
-    w = softmax(W pool(I) + b) over K + 1 experts, T_MoE^(c) = sum_k w_k pool(T_k^(c)). The weights of an image are the
-    same for all classes, and T_MoE is used in eq. 10 like that of the attention gate. The paper says only "linear
+    w = softmax(W narrow(I) + b) over K + 1 experts, T_MoE^(c) = sum_k w_k narrow(T_k^(c)). The weights of an image are
+    the same for all classes, and T_MoE is used in eq. 10 like that of the attention gate. The paper says only "linear
     projection" and gives the number of experts; the rest is our interpretation.
 
     W knows an expert only by its position, so the order matters: the local expert, then the others as assigned (nearest
@@ -175,7 +175,7 @@ class LinearGate(Gate):
         gating_dim: width g the features are pooled to; must divide d.
         num_experts: number K of non-local experts.
         generator: source of the initial parameters (torch.nn.Linear's distribution); None: torch's global one.
-        pooling: stride or average, see ``Pooled``.
+        pooling: stride or average, see ``Narrowing``.
 
     Raises:
         UserError: g does not divide d.
@@ -193,21 +193,21 @@ class LinearGate(Gate):
         self.projection = linear(gating_dim, num_experts + 1, generator)
 
     def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        text = self.pool(text_features)  # [n, C, g]
-        return torch.einsum("bn,ncg->bcg", self._weights(self.pool(image_features), len(text)), text)
+        text = self.narrow(text_features)  # [n, C, g]
+        return torch.einsum("bn,ncg->bcg", self._weights(self.narrow(image_features), len(text)), text)
 
     def similarity(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        image, text = self.pool(image_features), self.pool(text_features)
+        image, text = self.narrow(image_features), self.narrow(text_features)
         similarity = torch.einsum("bg,ncg->bcn", image, text)
         return (similarity @ self._weights(image, len(text)).unsqueeze(-1)).squeeze(-1)
 
     def attention(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         experts, classes = text_features.shape[:2]
-        weights = self._weights(self.pool(image_features), experts)
+        weights = self._weights(self.narrow(image_features), experts)
         return weights[:, None, None].expand(-1, classes, 1, -1)  # one head, all classes alike
 
     def _weights(self, image: Tensor, experts: int) -> Tensor:
-        """Pooled images [b, g] -> [b, n]."""
+        """Narrowed images [b, g] -> [b, n]."""
         return self.projection(image)[:, :experts].softmax(dim=-1)
 
 

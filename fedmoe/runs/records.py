@@ -59,10 +59,14 @@ class Record(BaseModel):
 
 
 class Attention(Record):
-    """Mean attention over all clients' test images: on the local expert, and on the other ones, descending."""
+    """Mean attention over all clients' test images: on the local expert, and on the other ones, which are sorted in
+    descending order for each client (``experts``), or anew for each image (``ranked``)."""
 
     local: Number
     experts: list[Number]
+    ranked: list[Number] = []
+
+    LATER = frozenset({"ranked"})
 
 
 GateNumbers = Annotated[dict[str, Number], _with_keys("entropy", "entropy_p10", "top_share", "expert_contribution")]
