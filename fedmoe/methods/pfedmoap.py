@@ -168,7 +168,7 @@ class PFedMoAP(Method):
         held = self.evaluation_experts == "held"
         scope = Scope.PERSONAL if self.gate_sharing == "local" else Scope.SHARED
         # Shared: averaged into the global prompt, from which each round starts. Kept: a client predicts with its own
-        # last one. Narrowing: it serves others as an expert.
+        # last one. Pooled: it serves others as an expert.
         prompt = Parameter("prompt", Scope.SHARED, fixed(model.prompt), keep=True, pool=True)
         mixture = [Parameter("gate", scope, gate, rate="gating_lr"), Parameter("experts", Scope.EXPERT, keep=held)]
         return [prompt, *(mixture if self.gate != "none" else [])]
