@@ -237,6 +237,51 @@ class RuntimeConfig:
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """Where the clients are. The result of a run is the same bits everywhere, with the same runtime.threads."""
+
+    kind: Literal["in_process", "flower_simulation", "flower"] = "in_process"
+    """in_process: all clients in this process, one after the other; flower_simulation: in worker processes on this
+    machine (Flower's simulation); flower: on other machines, behind a Flower SuperLink. The last two need
+    pip install 'fedmoe[flower]'."""
+    actors: int | None = None
+    """Number of worker processes of a simulation; null: one for each CPU core (or for each share of a GPU)."""
+    gpus: float = 0.0
+    """Share of a GPU that each worker process of a simulation gets."""
+    address: str | None = None
+    """HOST:PORT of the SuperLink."""
+    certificate: str | None = None
+    """PEM file of the authority that signed the SuperLink's certificate; null: the authorities this machine trusts."""
+    secret: str | None = None
+    """File with the secret that proves to the SuperLink that this process may drive it."""
+    keys: str | None = None
+    """JSON file that binds each client's number to the public key of its SuperNode; nobody else can answer for it."""
+    insecure: bool = False
+    """Connect to the SuperLink without encryption and without proof of who answers; only for trials on one machine."""
+    timeout: float = 600.0
+    """Seconds that a client on another machine has for an answer before it counts as failed for the round."""
+    connect: float = 120.0
+    """Seconds that the run waits for all clients before its first round."""
+
+    def __post_init__(self) -> None:
+        kinds = ("in_process", "flower_simulation", "flower")
+        _require(self.kind in kinds, "engine.kind", self.kind, "in_process, flower_simulation or flower")
+        _require(self.actors is None or self.actors >= 1, "engine.actors", self.actors, "null or at least 1")
+        _require(0 <= self.gpus < float("inf"), "engine.gpus", self.gpus, "a number of at least 0")
+        for name in ("timeout", "connect"):
+            value = getattr(self, name)
+            _require(0 < value < float("inf"), f"engine.{name}", value, "a number above 0")
+        if self.kind != "flower":
+            return
+        host, _, port = (self.address or "").rpartition(":")
+        number = port.isascii() and port.isdecimal() and 0 < int(port) < 65536
+        _require(bool(host) and number, "engine.address", self.address, "HOST:PORT, such as 127.0.0.1:9000")
+        if not self.insecure:
+            for name, what in (("secret", "a file with the SuperLink's secret"), ("keys", "a file of public keys")):
+                _require(bool(getattr(self, name)), f"engine.{name}", getattr(self, name), f"{what}, or insecure: true")
+
+
+@dataclass(frozen=True)
 class TrackingConfig:
     """Where the metrics of each round go, in addition to the run folder's rounds.jsonl, clients.jsonl and rounds.csv,
     which are always written."""

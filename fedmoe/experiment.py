@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from fedmoe.client.module import ClientModule
 from fedmoe.client.work import ClientWork, light_trainer
 from fedmoe.config import (
     ClipConfig,
+    EngineConfig,
     FeatureConfig,
     FederationConfig,
     OptimConfig,
@@ -35,6 +37,7 @@ from fedmoe.config import (
 from fedmoe.data.base import DataSet
 from fedmoe.data.partition import Partition
 from fedmoe.display import say
+from fedmoe.engine.kinds import build_fleet, keep_run_name, run_name
 from fedmoe.errors import UserError, did_you_mean
 from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.features.encoders import extract_test
@@ -79,6 +82,7 @@ class Experiment:
     views: ViewsConfig
     privacy: PrivacyConfig
     runtime: RuntimeConfig
+    engine: EngineConfig
     tracking: TrackingConfig
     output: OutputConfig
 
@@ -149,8 +153,8 @@ class Session:
         )
         return module.to(_root_device(e.runtime))
 
-    def federation(self, method: Method, callbacks: Any = ()) -> Federation:
-        """The method's federation before its first round."""
+    def federation(self, method: Method, callbacks: Any = (), engine: EngineConfig | None = None) -> Federation:
+        """The method's federation before its first round; ``engine`` in place of the experiment's."""
         e = self.experiment
         config = method.schedule(e.federation)
         method.check(config, self.clip.feature_dim)
@@ -161,7 +165,7 @@ class Session:
         rehearse(work, privacy, range(min(2, config.participants)))
         return Federation(
             method,
-            LocalFleet(work),
+            build_fleet(work, engine or e.engine),
             config,
             fresh_server(module.declared, module.shared_start()),
             seed=e.seed,
@@ -202,31 +206,36 @@ def run(session: Session, method: Method, settings: Settings, folder: Path, reso
     tracking = trackers(session.experiment.tracking, folder, tracked)
     # Built before anything is written or deleted: what does not fit leaves everything as it is.
     federation = session.federation(method, callbacks=[RunLog(folder), Checkpoint(store, folder), *tracking, progress])
-    if overwrite:
-        clear(folder)
-    with held(folder):
-        earlier = resolve(folder / "config.yaml") if (folder / "config.yaml").exists() else None
-        state = None
-        if earlier is not None:
-            require_same_settings(folder, earlier, settings)
-            state = read_state(store)
-            if state is not None:
-                restore(federation, state, folder)
-            cut_logs(folder, federation.rounds_done)
-        stamp(folder)
-        write_text_atomic(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
-        write_json_atomic(folder / "partition.json", federation.clients)
-        if state is not None and state.round < federation.config.rounds:
-            say(session.console, f"{method.label}: resuming {folder} after round {state.round}")
-        try:
-            federation.run()
-        finally:
-            progress.close()
-            for tracker in tracking:
-                tracker.close()
-        known = federation.server.clients.values()
-        privacy = federation.privacy.summary(max((client.rounds_seen for client in known), default=0))
-        _write_summary(folder, method, session.experiment.seed, privacy)
+    with closing(federation.fleet):
+        name = run_name(folder, overwrite)
+        federation.clients = federation.fleet.open(name) or federation.clients
+        if overwrite:
+            clear(folder)
+        with held(folder):
+            earlier = resolve(folder / "config.yaml") if (folder / "config.yaml").exists() else None
+            state = None
+            if earlier is not None:
+                require_same_settings(folder, earlier, settings)
+                state = read_state(store)
+                if state is not None:
+                    restore(federation, state, folder)
+                cut_logs(folder, federation.rounds_done)
+            stamp(folder)
+            if session.experiment.engine.kind == "flower":
+                keep_run_name(folder, name)
+            write_text_atomic(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+            write_json_atomic(folder / "partition.json", federation.clients)
+            if state is not None and state.round < federation.config.rounds:
+                say(session.console, f"{method.label}: resuming {folder} after round {state.round}")
+            try:
+                federation.run()
+            finally:
+                progress.close()
+                for tracker in tracking:
+                    tracker.close()
+            known = federation.server.clients.values()
+            privacy = federation.privacy.summary(max((client.rounds_seen for client in known), default=0))
+            _write_summary(folder, method, session.experiment.seed, privacy)
 
 
 def compare(
@@ -324,7 +333,7 @@ def evaluate(
     if join_rounds < 1:
         raise UserError(f"join_rounds is {join_rounds}; valid is an integer of at least 1.")
     novel = novel_classes(session.experiment) if classes else None
-    federation = session.federation(method)
+    federation = session.federation(method, engine=EngineConfig())  # its checkpoint holds what simulated clients keep
     restore(federation, state, folder)
     context = RoundContext(state.round, (), session.experiment.seed)
     found: dict[str, Any] = {"round": state.round, "accuracy": federation.evaluate(context).accuracy}

@@ -72,6 +72,12 @@ class ByteFleet:
         self.down: list[bytes] = []
         self.up: list[bytes] = []
 
+    def open(self, run: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
     def about(self, client_id: int) -> About:
         return self._clients.about(client_id)
 

@@ -28,6 +28,7 @@ GROUPS = {
     "views": config.ViewsConfig,
     "privacy": config.PrivacyConfig,
     "runtime": config.RuntimeConfig,
+    "engine": config.EngineConfig,
     "tracking": config.TrackingConfig,
     "output": config.OutputConfig,
 }

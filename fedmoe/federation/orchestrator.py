@@ -58,6 +58,7 @@ class Federation:
         self.method, self.config, self.seed = method, config, seed
         self.fleet, self.server = fleet, server
         self.rounds_done = -1
+        self._lost: set[int] = set()  # clients that have lost their state in the current round
         self.callbacks = callbacks
         self.privacy = privacy or Privacy(None, config, seed)
         self.clients, self.name = clients or {}, name
@@ -102,6 +103,8 @@ class Federation:
         for client_id, (_, expert_ids) in trained.items():
             seen = server.known(client_id).rounds_seen + 1
             server.clients[client_id] = Known(seen, expert_ids, number)
+        for client_id in self._lost & server.clients.keys():
+            del server.clients[client_id]  # it begins anew
         self.rounds_done = number
         self._describe(record, [result for result, _ in results])
         if number % config.evaluate_every == 0 or number == config.rounds:
@@ -125,7 +128,8 @@ class Federation:
         Raises:
             UserError: a mistake in the settings; or a failure, if failures are to stop the run.
         """
-        server, seconds = self.server, {"train": 0.0, "evaluate": 0.0}
+        server, seconds, began = self.server, {"train": 0.0, "evaluate": 0.0}, time.perf_counter()
+        self._lost = set()
         attempts = 1 + (self.config.retries if self.config.on_failure == "retry" else 0)
         waiting = deque((client_id, 0) for client_id in self.order(context.cohort))
         trained: dict[int, tuple[Trained, tuple[int, ...]]] = {}
@@ -149,11 +153,14 @@ class Federation:
                     self._call("on_client_end", self, context, job.client_id, result.loss)
                     continue
                 self._fail(job, result, context)
+                if result.lost:
+                    self._lost.add(job.client_id)
                 if job.attempt + 1 < attempts:
                     waiting.appendleft((job.client_id, job.attempt + 1))
                 else:
                     record.failed[str(job.client_id)] = result.reason
-        record.seconds = seconds
+        # Where clients train at the same time, their seconds add up to more than have passed.
+        record.seconds = {**seconds, "train": min(seconds["train"], time.perf_counter() - began)}
         record.failed = {str(i): record.failed[str(i)] for i in context.cohort if str(i) in record.failed}
         return trained
 
