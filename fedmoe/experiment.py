@@ -7,6 +7,7 @@ A comparison is a folder of run folders, one for each method, over the same clie
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,7 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
+from fedmoe.client.disk import DiskStates
 from fedmoe.client.module import ClientModule
 from fedmoe.client.work import ClientWork, light_trainer
 from fedmoe.config import (
@@ -37,7 +39,9 @@ from fedmoe.config import (
 from fedmoe.data.base import DataSet
 from fedmoe.data.partition import Partition
 from fedmoe.display import say
+from fedmoe.engine.elsewhere import NoData, OwnData, Whole
 from fedmoe.engine.kinds import build_fleet, keep_run_name, run_name
+from fedmoe.engine.site import Site
 from fedmoe.errors import UserError, did_you_mean
 from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.features.encoders import extract_test
@@ -53,7 +57,7 @@ from fedmoe.federation.state import fresh_server
 from fedmoe.io import write_json_atomic, write_text_atomic
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
-from fedmoe.privacy.mechanism import build_privacy
+from fedmoe.privacy.mechanism import Privacy, build_privacy
 from fedmoe.protocol.method import Method
 from fedmoe.protocol.records import RoundContext
 from fedmoe.report import plan_comparison, report
@@ -156,17 +160,14 @@ class Session:
     def federation(self, method: Method, callbacks: Any = (), engine: EngineConfig | None = None) -> Federation:
         """The method's federation before its first round; ``engine`` in place of the experiment's."""
         e = self.experiment
-        config = method.schedule(e.federation)
-        method.check(config, self.clip.feature_dim)
-        data = self.data(method)
-        module = self.module(method, data.class_names)
-        privacy = build_privacy(e.privacy, config, e.seed)
-        work = ClientWork(module, data, config, e.seed, e.runtime, privacy)
-        rehearse(work, privacy, range(min(2, config.participants)))
+        engine = engine or e.engine
+        work, privacy = self.work(method, None if engine.kind == "flower" else self.data(method))
+        rehearse(work, privacy, range(min(2, work.config.participants)))
+        data, module = work.data, work.module
         return Federation(
             method,
-            build_fleet(work, engine or e.engine),
-            config,
+            build_fleet(work, engine),
+            work.config,
             fresh_server(module.declared, module.shared_start()),
             seed=e.seed,
             callbacks=callbacks,
@@ -174,6 +175,37 @@ class Session:
             clients=data.summary(),
             name=data.name,
         )
+
+    def work(self, method: Method, data: FederatedData | None) -> tuple[ClientWork, Privacy]:
+        """What clients do, and what protects their uploads; without data, on a server whose clients are elsewhere."""
+        e = self.experiment
+        config = method.schedule(e.federation)
+        method.check(config, self.clip.feature_dim)
+        held: Any = NoData(e.data, method.encoder(self.clip).shape) if data is None else data
+        privacy = build_privacy(e.privacy, config, e.seed)
+        return ClientWork(self.module(method, held.class_names), held, config, e.seed, e.runtime, privacy), privacy
+
+    def site(self, method: Method, client_id: int, own_data: bool, states: Path, tracebacks: bool) -> Site:
+        """The client's end of a deployment; what it keeps is under ``states``.
+
+        Args:
+            own_data: all data on this machine are the client's, and are not divided by the partition.
+
+        Raises:
+            UserError: there is no such client.
+        """
+        e = self.experiment
+        if not 0 <= client_id < e.federation.clients:
+            raise UserError(f"client is {client_id}; valid is 0 to {e.federation.clients - 1}, of federation.clients.")
+        data: Any
+        if own_data:
+            alone = replace(e, federation=replace(e.federation, clients=1, late_clients=0), partition=Whole())
+            data = OwnData(Session(alone, self.console, self.clip).data(method), client_id)
+        else:
+            data = self.data(method)
+        work, privacy = self.work(method, data)
+        privacy.seed = secrets.randbits(63)  # of the noise: whoever knew it could take the noise away
+        return Site(work, [client_id], lambda run: DiskStates(states / run), tracebacks)
 
 
 Settings = Mapping[str, Any]  # nested, of plain values: the contents of a config.yaml

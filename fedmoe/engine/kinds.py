@@ -27,9 +27,20 @@ def _simulated(work: ClientWork, config: EngineConfig) -> Fleet:
     return SimulatedFleet(work, config)
 
 
+def _deployed(work: ClientWork, config: EngineConfig) -> Fleet:
+    from fedmoe.engine.flower import require_flower
+
+    require_flower(config.kind)
+    from fedmoe.engine.deployment import SuperLinkLine
+    from fedmoe.engine.remote import RemoteFleet
+
+    return RemoteFleet(work, SuperLinkLine(config), config)
+
+
 _KINDS: Mapping[str, Callable[[ClientWork, EngineConfig], Fleet]] = {
     "in_process": _in_process,
     "flower_simulation": _simulated,
+    "flower": _deployed,
 }
 
 
