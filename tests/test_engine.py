@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,15 @@ ENGINE = EngineConfig(timeout=0.05, connect=0.2)
 Change = Callable[[int, Order, Answer], "Answer | str | None"]
 
 
+def _disk(folder: Path, run: str) -> DiskStates:
+    return DiskStates(folder / run)
+
+
 class Sites:
     """A line to one site for each client, with a disk each; ``change`` harms answers, None loses them."""
 
     def __init__(self, work: ClientWork, folder: Path, change: Change | None = None) -> None:
-        self.sites = {
-            i: Site(work, [i], lambda run, i=i: DiskStates(folder / str(i) / run)) for i in range(work.config.clients)
-        }
+        self.sites = {i: Site(work, [i], partial(_disk, folder / str(i))) for i in range(work.config.clients)}
         self.change = change or (lambda node, order, answer: answer)
         self.present = set(self.sites)
         self.bound: dict[int, int] = {}
@@ -169,9 +172,11 @@ def test_what_crosses_is_what_the_method_declares(
     orders = [order for order in parts.line.orders if order.ask != HELLO]
     assert sum(t.nbytes for order in orders for t in load(order.body).values()) == accounted
     assert accounted < sum(len(order.body) for order in orders) < accounted + 700 * len(orders)
-    crossed = parts.fleet.crossed.take()
-    assert crossed["down"] == sum(len(order.body) for order in orders)
-    assert crossed["up"] == sum(len(answer.body) for answer in parts.line.answers if answer.kind != "hello")
+    assert sum(record.line["messages"] for record in records) == len(orders)
+    assert sum(record.line["down"] for record in records) == sum(len(order.body) for order in orders)
+    assert sum(record.line["up"] for record in records) == sum(
+        len(answer.body) for answer in parts.line.answers if answer.kind != "hello"
+    )
 
 
 def upload(**changes: Any) -> bytes:

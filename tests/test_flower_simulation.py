@@ -58,11 +58,6 @@ def simulated() -> Iterator[Callable[[ClientWork], SimulatedFleet]]:
         assert not folder.exists()
 
 
-def fleet_of(federation: Federation) -> SimulatedFleet:
-    assert isinstance(federation.fleet, SimulatedFleet)
-    return federation.fleet
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_the_same_bits_as_in_one_process(
     embedded_clip: FrozenCLIP, cache: FeatureConfig, simulated: Callable[[ClientWork], SimulatedFleet], name: str
@@ -151,9 +146,9 @@ def test_what_crosses_is_counted(
 ) -> None:
     config = replace(CONFIG, rounds=1)
     data = data_of(embedded_clip, PromptFL(), cache)
-    federation, _ = build_federation(embedded_clip, data, PromptFL(), config, fleet=simulated)
+    federation, log = build_federation(embedded_clip, data, PromptFL(), config, fleet=simulated)
     federation.run()
-    crossed = fleet_of(federation).crossed.take()
+    crossed = {name: log.records[0].line[name] + log.records[1].line[name] for name in ("messages", "down", "up")}
     assert crossed["messages"] == 4 + 2 + 4  # evaluated before training, a cohort of two, evaluated after it
     assert 10 * PROMPT < crossed["down"] < 10 * (PROMPT + 400)
     assert 2 * PROMPT < crossed["up"] < 2 * PROMPT + 10 * 2_000

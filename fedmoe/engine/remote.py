@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -20,21 +21,6 @@ from fedmoe.server.state import Known
 
 log = logging.getLogger(__name__)
 Job = TypeVar("Job", TrainJob, ScoreJob)
-
-
-class Crossed:
-    """What crossed the line since it was last asked: bytes of messages, and seconds between order and answer."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-
-    def add(self, **numbers: float) -> None:
-        for name, number in numbers.items():
-            self._sums[name] = self._sums.get(name, 0) + number
-
-    def take(self) -> dict[str, float]:
-        sums, self._sums = self._sums, {}
-        return sums
 
 
 class RemoteFleet:
@@ -58,7 +44,7 @@ class RemoteFleet:
         self.work, self.line, self.config, self.window, self.trusted = work, line, config, window, trusted
         classes = len(work.module.prompts.class_names)
         self.checks = Checks(work.module.shared_start(), classes)
-        self.crossed = Crossed()
+        self._crossed: Counter[str] = Counter()
         self._expected = identity(work)
         self._known: dict[int, Introduction] = {}
         self._where: dict[int, int] = {}
@@ -156,7 +142,7 @@ class RemoteFleet:
         for job, answer, waited in self._exchange(TRAIN, jobs):
             result = self._read(answer, "trained", self.checks.trained, job.client_id)
             found = Failed(result, "", waited) if isinstance(result, str) else result
-            self.crossed.add(trained_seconds=found.seconds, waited_seconds=max(0.0, waited - found.seconds))
+            self._add(trained_seconds=found.seconds, waited_seconds=max(0.0, waited - found.seconds))
             yield job, found
 
     def score(self, jobs: Iterable[ScoreJob]) -> Iterator[Scored]:
@@ -164,6 +150,13 @@ class RemoteFleet:
             result = self._read(answer, "scored", self.checks.scored, job.client_id)
             why = result.reason if isinstance(result, Failed) else result
             yield nothing(job.client_id, f"evaluation: {why}") if isinstance(why, str) else why
+
+    def crossed(self) -> dict[str, float]:
+        sums, self._crossed = dict(self._crossed), Counter()
+        return sums
+
+    def _add(self, **numbers: float) -> None:
+        self._crossed.update(numbers)  # type: ignore[arg-type]
 
     def states(self, known: Mapping[int, Known]) -> dict[int, ClientState]:
         return {}
@@ -203,12 +196,12 @@ class RemoteFleet:
                     yield job, "it is not connected", 0.0
                 else:
                     body = to_bytes(job)
-                    self.crossed.add(down=len(body), messages=1)
+                    self._add(down=len(body), messages=1)
                     name = self.line.send(self._where[job.client_id], Order(ask, self._run, body))
                     waiting[name] = (job, time.monotonic())
             for name, answer in self.line.receive(waiting) if waiting else ():
                 job, began = waiting.pop(name)
-                self.crossed.add(up=0 if isinstance(answer, str) else len(answer.body))
+                self._add(up=0 if isinstance(answer, str) else len(answer.body))
                 yield job, answer, time.monotonic() - began
             late = [name for name, (_, began) in waiting.items() if time.monotonic() - began > self.config.timeout]
             for name in late:

@@ -43,6 +43,10 @@ class Fleet(Protocol):
     def score(self, jobs: Iterable[ScoreJob]) -> Iterator[Scored]:
         """Let clients evaluate themselves. Each order gets one answer, in any order."""
 
+    def crossed(self) -> dict[str, float]:
+        """What crossed the line to clients elsewhere since this was last asked: ``messages``, bytes ``down`` and ``up``
+        with all that is not accounted, and ``trained_seconds`` and ``waited_seconds`` summed over clients."""
+
     def states(self, known: Mapping[int, Known]) -> dict[int, ClientState]:
         """The current states of the clients in this process, at the versions given in ``known``, for the checkpoint.
         Clients elsewhere keep their own."""
@@ -89,6 +93,9 @@ class LocalFleet:
     def score(self, jobs: Iterable[ScoreJob]) -> Iterator[Scored]:
         for job in jobs:
             yield self.work.score(job, self.kept.get(job.client_id, job.version))
+
+    def crossed(self) -> dict[str, float]:
+        return {}
 
     def states(self, known: Mapping[int, Known]) -> dict[int, ClientState]:
         return {i: self.kept.get(i, known[i].version) for i in sorted(known)}

@@ -109,6 +109,7 @@ class Federation:
         self._describe(record, [result for result, _ in results])
         if number % config.evaluate_every == 0 or number == config.rounds:
             self._evaluate(record, context)  # step 6
+        record.line = self.fleet.crossed()
         record.seconds["other"] = time.perf_counter() - began - sum(record.seconds.values())
         return record
 
@@ -200,6 +201,7 @@ class Federation:
         self.rounds_done = 0
         began = time.perf_counter()
         self._evaluate(record, RoundContext(0, (), self.seed))
+        record.line = self.fleet.crossed()
         record.seconds["other"] = time.perf_counter() - began - record.seconds["evaluate"]
         return record
 

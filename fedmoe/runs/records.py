@@ -85,8 +85,9 @@ class RoundRecord(Record):
     metrics: dict[str, Number] = {}  # a method's own, by name
     validation: dict[str, Number] | None = None  # as accuracy, on the validation splits
     quality: dict[str, Number] | None = None  # over all test examples, percent: weighted, balanced, ece
+    line: dict[str, Number] = {}  # clients elsewhere: messages, their bytes down and up, seconds trained and waited
 
-    LATER = frozenset({"evaluated", "failed", "privacy", "metrics", "validation", "quality"})
+    LATER = frozenset({"line", "evaluated", "failed", "privacy", "metrics", "validation", "quality"})
 
     @model_validator(mode="after")
     def _check(self) -> Self:
