@@ -85,6 +85,9 @@ class FederationConfig:
     """Number of images in a batch of local training."""
     evaluate_every: int = 1
     """Rounds from one evaluation of all clients to the next; the last round is always evaluated."""
+    evaluate_clients: Literal["all", "cohort"] | int = "all"
+    """Who is evaluated: all clients, the round's cohort, or a random sample of so many clients, drawn anew each time;
+    with fewer than all, the mean's standard error is recorded beside it. The last round is always evaluated on all."""
     validation: float = 0.0
     """Share of each client's training examples, in [0, 1), that it does not train on: drawn evenly over its classes.
     Their accuracy is what settings and checkpoints are chosen by; 0 in the paper's tables."""
@@ -109,6 +112,8 @@ class FederationConfig:
         _require(self.rounds >= 0, "federation.rounds", self.rounds, "an integer of at least 0")
         for name in ("local_epochs", "batch_size", "evaluate_every", "retries"):
             _require(getattr(self, name) >= 1, f"federation.{name}", getattr(self, name), "an integer of at least 1")
+        asked, least = self.evaluate_clients, isinstance(self.evaluate_clients, int) and self.evaluate_clients >= 2
+        _require(asked in ("all", "cohort") or least, "federation.evaluate_clients", asked, "all, cohort or at least 2")
         late, choices = self.late_clients, ("drop", "retry", "stop")
         _require(0 <= late < self.clients, "federation.late_clients", late, f"0 to {self.clients - 1}")
         _require(self.on_failure in choices, "federation.on_failure", self.on_failure, "drop, retry or stop")
@@ -254,6 +259,8 @@ class EngineConfig:
     """PEM file of the authority that signed the SuperLink's certificate; null: the authorities this machine trusts."""
     secret: str | None = None
     """File with the secret that proves to the SuperLink that this process may drive it."""
+    signing: str | None = None
+    """File with the private key that the server signs its orders with; clients refuse orders of anybody else."""
     keys: str | None = None
     """JSON file that binds each client's number to the public key of its SuperNode; nobody else can answer for it."""
     insecure: bool = False
@@ -277,8 +284,10 @@ class EngineConfig:
         number = port.isascii() and port.isdecimal() and 0 < int(port) < 65536
         _require(bool(host) and number, "engine.address", self.address, "HOST:PORT, such as 127.0.0.1:9000")
         if not self.insecure:
-            for name, what in (("secret", "a file with the SuperLink's secret"), ("keys", "a file of public keys")):
-                _require(bool(getattr(self, name)), f"engine.{name}", getattr(self, name), f"{what}, or insecure: true")
+            files = {"secret": "the SuperLink's secret", "signing": "the server's key", "keys": "the clients' keys"}
+            for name, what in files.items():
+                value, valid = getattr(self, name), f"a file with {what}, or insecure: true"
+                _require(bool(value), f"engine.{name}", value, valid)
 
 
 @dataclass(frozen=True)

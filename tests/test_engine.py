@@ -483,6 +483,10 @@ def test_without_flower_the_sentence_names_the_command(
             ["--engine.kind=flower", "--engine.address=h:1"],
             "engine.secret is None; valid is a file with the SuperLink's",
         ),
+        (
+            ["--engine.kind=flower", "--engine.address=h:1", "--engine.secret=x"],
+            "engine.signing is None; valid is a file with the server's key, or insecure: true",
+        ),
         (["--engine.timeout=0"], "engine.timeout is 0.0; valid is a number above 0"),
         (["--engine.actors=0"], "engine.actors is 0; valid is null or at least 1"),
     ],
@@ -497,3 +501,32 @@ def test_settings_that_cannot_work_are_told_at_once(
 def test_the_engine_needs_no_torch_for_help() -> None:
     code = "import sys, fedmoe.config, fedmoe.engine.line, fedmoe.cli.settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("asked", ["cohort", 3])
+def test_a_part_of_the_clients_is_evaluated_between_the_first_and_the_last_round(
+    embedded_clip: FrozenCLIP, cache: FeatureConfig, asked: Any
+) -> None:
+    data = data_of(embedded_clip, PromptFL(), cache)
+    whole, log = build_federation(embedded_clip, data, PromptFL(), CONFIG)
+    whole.run()
+    part, log_part = build_federation(embedded_clip, data, PromptFL(), replace(CONFIG, evaluate_clients=asked))
+    part.run()
+    assert differences(whole.state, part.state) == []  # who is evaluated changes no training
+    for number, (every, some) in enumerate(zip(log.evaluations, log_part.evaluations, strict=True)):
+        chosen = [score for score in some.clients if score.accuracy is not None]
+        assert all(score == every.clients[score.client] for score in chosen)
+        record = log_part.records[number]
+        assert record.accuracy is not None
+        if number in (0, CONFIG.rounds):
+            assert len(chosen) == 4
+            assert "standard_error" not in record.accuracy
+            continue
+        assert len(chosen) == (3 if asked == 3 else 2)
+        assert asked == 3 or [score.client for score in chosen] == record.cohort
+        values = [score.accuracy for score in chosen if score.accuracy is not None]
+        mean, n = sum(values) / len(values), len(values)
+        spread = sum((value - mean) ** 2 for value in values) / (n - 1)
+        expected = (spread / n * (1 - n / 4)) ** 0.5
+        assert record.accuracy["mean"] == pytest.approx(mean)
+        assert record.accuracy["standard_error"] == pytest.approx(expected)

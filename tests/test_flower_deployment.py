@@ -96,6 +96,7 @@ class Sites:
         self.engine = (
             *("--engine.kind=flower", f"--engine.address={self.address}", f"--engine.certificate={server / 'ca.pem'}"),
             *(f"--engine.secret={server / 'secret'}", f"--engine.keys={server / 'keys.json'}", "--engine.timeout=30"),
+            f"--engine.signing={server / 'signing.key'}",
         )
         assert main(["engine", "register", *SETTINGS, *self.engine]) == 0
         for i in range(CLIENTS):
@@ -125,7 +126,8 @@ class Sites:
     def start_client(self, i: int, *options: str) -> None:
         states = self.folder / "states"
         args = ["client", *SETTINGS, self.cache, f"--client={i}", f"--supernode=127.0.0.1:{self.ports[i]}"]
-        args += [f"--secret={self.keys / f'site-{i}' / 'secret'}", f"--states={states}", *options]
+        site = self.keys / f"site-{i}"
+        args += [f"--secret={site / 'secret'}", f"--server_key={site / 'server.pub'}", f"--states={states}", *options]
         self.clients[i] = FORK.Process(target=command_line, args=(args, str(self.folder / f"client-{i}.log")))
         self.clients[i].start()
 
@@ -204,20 +206,21 @@ def test_a_server_that_is_killed_resumes_to_the_same_bits(sites: Sites) -> None:
 
 
 def test_a_supernode_that_is_killed_is_dropped_and_comes_back_with_its_state(sites: Sites) -> None:
-    process = sites.start_fit("node", "--federation.rounds=6", "--engine.timeout=12")
+    process = sites.start_fit("node", "--federation.rounds=9", "--engine.timeout=12")
     until(lambda: len(sites.lines("node")) >= 2, "round 1 does not end")
     sites.nodes[1].kill()
     sites.nodes[1].wait()
     until(lambda: any("1" in line["failed"] for line in sites.lines("node")), "client 1 does not fail")
     sites.start_node(1)
-    process.join(400)
+    process.join(500)
     assert process.exitcode == 0, sites.log("node")
     failed = [line["round"] for line in sites.lines("node") if line["failed"]]
     assert failed
     assert all(set(line["failed"]) <= {"1"} for line in sites.lines("node"))
-    if failed[-1] < 6:  # it was back in time: its state is that of its last round
-        kept = json.loads((sites.folder / "runs" / "node" / "state" / "round-00006.json").read_text())["clients"]["1"]
-        assert kept["rounds_seen"] == 6 - len([n for n in failed if _trained_in_vain(sites, n)])
+    assert failed[-1] < 9  # it was back in time, with its state of the rounds before
+    kept = json.loads((sites.folder / "runs" / "node" / "state" / "round-00009.json").read_text())["clients"]["1"]
+    assert kept["version"] == 9
+    assert kept["rounds_seen"] == 9 - len([n for n in failed if _trained_in_vain(sites, n)])
     reasons = {line["reason"] for line in sites.lines("node", "failures.jsonl")}
     assert reasons and all("engine.timeout" in r or "not connected" in r or "unavailable" in r.lower() for r in reasons)
 
@@ -253,6 +256,10 @@ def test_what_cannot_be_reached_or_trusted_is_one_sentence(
     make_credentials(tmp_path / "other", 1, ["127.0.0.1"])
     stranger = tmp_path / "other" / "server" / "ca.pem"
     assert "The certificate of engine.address" in told(f"--engine.certificate={stranger}")
+    # Orders that another server signs are refused by all clients.
+    signing = tmp_path / "other" / "server" / "signing.key"
+    assert "4 of 4 clients have not connected" in told(f"--engine.signing={signing}", "--engine.connect=15")
+    assert "refused: the order is not signed by this client's server" in sites.log("client-0")
     # A SuperNode whose key nobody registered is not let in.
     node = sites.start_node(0, key=tmp_path / "other" / "site-0" / "key", log="stranger")
     assert node.wait(120) != 0

@@ -240,6 +240,9 @@ def client(settings: Namespace, console: Console) -> None:
     experiment, methods = as_experiment(settings)
     if settings.methods is not None:
         raise UserError("methods is given, but a client serves one method; valid is method.")
+    for name in ("secret", "server_key"):
+        if settings[name] is None and not settings.insecure:
+            raise UserError(f"{name} is null; valid is the file that `engine credentials` made, or insecure: true.")
     session = Session(experiment, console)
     states = Path(settings.states).expanduser() / f"client-{settings.client}"
     site = session.site(methods[0], settings.client, settings.own_data, states, settings.tracebacks)
@@ -247,7 +250,8 @@ def client(settings: Namespace, console: Console) -> None:
 
     about = site.work.about(settings.client)
     say(console, f"client {settings.client}: {about.train_examples} training and {about.test_examples} test examples")
-    serve(site, settings.supernode, settings.secret, lambda text: say(console, f"client {settings.client}: {text}"))
+    given = (settings.supernode, settings.secret, settings.server_key)
+    serve(site, *given, lambda text: say(console, f"client {settings.client}: {text}"))
 
 
 def engine(settings: Namespace, console: Console) -> None:

@@ -118,6 +118,10 @@ COMMANDS = {
             "client": Setting(int, 0, "the client's number, from 0"),
             "supernode": Setting(str, "127.0.0.1:9094", "HOST:PORT of the SuperNode, on this machine"),
             "secret": Setting(str | None, None, "file with the secret that the SuperNode was started with"),
+            "server_key": Setting(
+                str | None, None, "file with the server's public key, which its orders are checked with"
+            ),
+            "insecure": Setting(bool, False, "do without secret and server_key; only for trials on one machine"),
             "states": Setting(str, "client-states", "folder in which the client keeps its states; it must last"),
             "own_data": Setting(
                 bool, False, "all data on this machine are the client's; false: those that the partition gives it"

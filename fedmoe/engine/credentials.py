@@ -16,8 +16,9 @@ from fedmoe.errors import UserError
 def make_credentials(folder: Path, clients: int, hosts: list[str], days: int = 365) -> list[Path]:
     """Write what a federation of this many clients needs; an authority and keys that are there already are kept.
 
-    ``server/``: ca.key (keep it offline), server.pem and server.key for the SuperLink, its secret, and keys.json, which
-    binds clients to keys. ``site-<i>/``: ca.pem, the SuperNode's key pair, and a secret for SuperNode and worker.
+    ``server/``: ca.key (keep it offline), server.pem and server.key for the SuperLink, its secret, signing.key for
+    orders, and keys.json, which binds clients to keys. ``site-<i>/``: ca.pem, server.pub (to check orders with), the
+    SuperNode's key pair, and a secret for SuperNode and worker.
 
     Args:
         hosts: names and addresses that the SuperLink is reached by.
@@ -29,6 +30,7 @@ def make_credentials(folder: Path, clients: int, hosts: list[str], days: int = 3
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.x509.oid import NameOID
 
     if clients < 1 or not hosts:
@@ -79,6 +81,10 @@ def make_credentials(folder: Path, clients: int, hosts: list[str], days: int = 3
         write(server / "server.key", own.private_bytes(pem, pkcs8, plain), private=True)
         if not (server / "secret").exists():
             write(server / "secret", secrets.token_hex(32).encode(), private=True)
+        if not (server / "signing.key").exists():
+            write(server / "signing.key", Ed25519PrivateKey.generate().private_bytes(pem, pkcs8, plain), private=True)
+        signing = serialization.load_pem_private_key((server / "signing.key").read_bytes(), None).public_key()
+        public = signing.public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
         keys: dict[str, str] = {}
         for i in range(clients):
             site = folder / f"site-{i}"
@@ -89,6 +95,7 @@ def make_credentials(folder: Path, clients: int, hosts: list[str], days: int = 3
                 write(site / "key.pub", key.public_key().public_bytes(*ssh), private=False)
                 write(site / "secret", secrets.token_hex(32).encode(), private=True)
             write(site / "ca.pem", authority, private=False)
+            write(site / "server.pub", public, private=False)
             keys[str(i)] = (site / "key.pub").read_text().strip()
         write(server / "keys.json", (json.dumps(keys, indent=1) + "\n").encode(), private=False)
     except (OSError, ValueError) as error:

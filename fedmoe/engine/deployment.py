@@ -23,6 +23,7 @@ import httpx
 from fedmoe.config import EngineConfig
 from fedmoe.engine.flower import order_message, read_answer, require_flower
 from fedmoe.engine.line import Answer, Order
+from fedmoe.engine.signing import signer
 from fedmoe.errors import UserError, printable
 from fedmoe.io import read_regular
 
@@ -62,6 +63,7 @@ class SuperLinkLine:
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.where = f"engine.address = {config.address}"
+        self._sign = signer("engine.signing", config.signing) if config.signing else lambda order: order
         self._owners = {} if config.insecure else read_keys(Path(config.keys or ""))
         self._grid: Any = None
         self._nodes: dict[int, Any] = {}
@@ -194,7 +196,7 @@ class SuperLinkLine:
 
     def send(self, node: int, order: Order) -> str:
         with self._sentences():
-            (name,) = self._grid.push_messages([order_message(node, order, ttl=2 * self.config.timeout)])
+            (name,) = self._grid.push_messages([order_message(node, self._sign(order), ttl=2 * self.config.timeout)])
         return name or f"never sent to {node}"
 
     def receive(self, names: Collection[str]) -> Sequence[tuple[str, Answer | str]]:

@@ -48,7 +48,8 @@ def order_message(node: int, order: Order, ttl: float | None = None) -> Message:
     """An order as Flower's message."""
     from flwr.app import ConfigRecord, Message, RecordDict
 
-    content = RecordDict({"order": ConfigRecord({"ask": order.ask, "run": order.run, "body": order.body})})
+    record = {"ask": order.ask, "run": order.run, "body": order.body, "signature": order.signature}
+    content = RecordDict({"order": ConfigRecord(record)})
     return Message(content, dst_node_id=node, message_type=order.ask, ttl=ttl)
 
 
@@ -66,7 +67,7 @@ def read_order(message: Message) -> Order:
     Raises:
         ValueError: there is none.
     """
-    found = _record(message, "order", {"ask": str, "run": str, "body": bytes})
+    found = _record(message, "order", {"ask": str, "run": str, "body": bytes, "signature": bytes})
     return Order(**found)
 
 

@@ -16,11 +16,13 @@ HELLO, TRAIN, EVALUATE = "query", "train", "evaluate"
 
 @dataclass(frozen=True)
 class Order:
-    """From the server. ``run`` names the run, as a client keeps its states apart by runs."""
+    """From the server. ``run`` names the run, since a client keeps states apart by runs; ``signature`` is the server's,
+    where clients are on other machines (``signing.py``)."""
 
     ask: str
     run: str
     body: bytes = b""
+    signature: bytes = b""
 
 
 @dataclass(frozen=True)

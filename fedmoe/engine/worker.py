@@ -18,7 +18,8 @@ import httpx
 
 from fedmoe.engine.deployment import _CLIENT, beating, read_secret, runtime_client, sentences
 from fedmoe.engine.flower import answer_message, read_order, require_flower
-from fedmoe.engine.line import Answer
+from fedmoe.engine.line import Answer, Order
+from fedmoe.engine.signing import verifier
 from fedmoe.engine.site import Site
 from fedmoe.errors import UserError
 
@@ -27,12 +28,13 @@ _POLL = 0.2  # seconds between two looks for a message
 _AGAIN = 5.0  # seconds before a SuperNode that is away is tried again
 
 
-def serve(site: Site, supernode: str, secret: str | None, say: Callable[[str], None]) -> None:
+def serve(site: Site, supernode: str, secret: str | None, server_key: str | None, say: Callable[[str], None]) -> None:
     """Answer the SuperNode's messages until Ctrl-C or SIGTERM. A SuperNode that goes away is waited for.
 
     Args:
         supernode: HOST:PORT of its Runtime API, on this machine.
         secret: file with the secret that the SuperNode was started with; None: it was started with none.
+        server_key: file with the server's public key; None: whoever can reach the SuperLink can give orders.
 
     Raises:
         UserError: the address is not on this machine, or the SuperNode refuses the secret.
@@ -42,6 +44,11 @@ def serve(site: Site, supernode: str, secret: str | None, say: Callable[[str], N
     known = None if secret is None else read_secret("secret", secret)
     if known is None:
         log.warning("No secret is given: any user of this machine can take messages from %s.", supernode)
+    verify: Callable[[Order], None] = lambda order: None  # noqa: E731
+    if server_key is not None:
+        verify = verifier("server_key", server_key)
+    else:
+        log.warning("No server_key is given: whoever can reach the SuperLink can give this client orders.")
     from flwr.proto.runtime_pb2 import AcquireTaskRequest
 
     client, away = runtime_client(supernode, True, None, known), False
@@ -61,12 +68,14 @@ def serve(site: Site, supernode: str, secret: str | None, say: Callable[[str], N
             time.sleep(_AGAIN)
             continue
         if found.HasField("task") and found.token:
-            _answer(site, supernode, str(found.token), say)
+            _answer(site, supernode, str(found.token), verify, say)
         else:
             time.sleep(_POLL)
 
 
-def _answer(site: Site, supernode: str, token: str, say: Callable[[str], None]) -> None:
+def _answer(
+    site: Site, supernode: str, token: str, verify: Callable[[Order], None], say: Callable[[str], None]
+) -> None:
     """Take one message, and send its answer."""
     from flwr.app import Error, Message
     from flwr.proto.runtime_pb2 import PushTaskOutputRequest
@@ -79,10 +88,13 @@ def _answer(site: Site, supernode: str, token: str, say: Callable[[str], None]) 
     try:
         message, context, _, _ = pull_task_input(client)
         try:
-            answer = site.answer(read_order(message))
+            order = read_order(message)
+            verify(order)
+            answer = site.answer(order)
             reply = answer_message(answer, message)
             say(f"{message.metadata.message_type}: {_words(answer)} in {time.perf_counter() - began:.1f} s")
         except ValueError as error:
+            say(f"refused: {error}")
             reply = Message(Error(code=0, reason=str(error)), reply_to=message)
         push_message(client, reply, context)
         client.PushTaskOutput(PushTaskOutputRequest(sub_status="completed", details=""))

@@ -15,6 +15,7 @@ from typing import Any
 from fedmoe.client.work import ClientFailure
 from fedmoe.config import FederationConfig
 from fedmoe.errors import UserError
+from fedmoe.federation.accuracy import standard_error
 from fedmoe.federation.callbacks import Callback
 from fedmoe.federation.evaluation import Evaluation, evaluate
 from fedmoe.federation.fleet import Fleet
@@ -23,6 +24,7 @@ from fedmoe.privacy.mechanism import Privacy
 from fedmoe.protocol.method import Method
 from fedmoe.protocol.records import Failed, RoundContext, Trained, TrainJob, Update
 from fedmoe.runs.records import Failure, RoundRecord
+from fedmoe.seeds import numpy_generator
 from fedmoe.server.state import Known, ServerState
 
 
@@ -118,9 +120,18 @@ class Federation:
         return cohort
 
     def evaluate(self, context: RoundContext) -> Evaluation:
-        """Evaluate every client that takes part in rounds on its own test split."""
-        participants = range(self.config.participants)
+        """Evaluate clients that take part in rounds on their own test splits: those that
+        ``federation.evaluate_clients`` asks for, or all, as after the last round."""
+        participants: Sequence[int] = range(self.config.participants)
+        asked = self.config.evaluate_clients
+        if context.cohort and context.round < self.config.rounds and asked != "all":
+            participants = context.cohort if asked == "cohort" else self._sample(int(asked), context.round)
         return evaluate(self.fleet, self.method, self.server, context, self.config.clients, participants)
+
+    def _sample(self, count: int, round: int) -> Sequence[int]:
+        number = self.config.participants
+        drawn = numpy_generator(self.seed, "evaluated", round).choice(number, min(count, number), replace=False)
+        return sorted(int(client) for client in drawn)
 
     def _train(self, context: RoundContext, record: RoundRecord) -> dict[int, tuple[Trained, tuple[int, ...]]]:
         """Local training of the cohort under the policy ``federation.on_failure``; what came of it and the ids of the
@@ -211,6 +222,10 @@ class Federation:
         record.seconds["evaluate"] = time.perf_counter() - began
         record.evaluated = True
         record.accuracy = evaluation.accuracy
+        evaluated = sum(client.accuracy is not None for client in evaluation.clients)
+        if self.config.evaluate_clients != "all" and evaluated < self.config.participants:
+            error = standard_error(record.accuracy["std"], evaluated, self.config.participants)
+            record.accuracy = {**record.accuracy, "standard_error": error}
         record.accuracy_per_domain = evaluation.accuracy_per_domain
         record.experts, record.attention = evaluation.experts, evaluation.attention
         record.bytes["evaluate_down"] = evaluation.bytes_down
