@@ -63,6 +63,9 @@ class Sites:
     def close(self) -> None:
         pass
 
+    def traffic(self) -> tuple[int, int] | None:
+        return None
+
     def nodes(self) -> Collection[int]:
         return self.present
 

@@ -77,22 +77,7 @@ class Sites:
         self.ports = {i: free_port() for i in range(CLIENTS)}
         self.clients: dict[int, Any] = {}
         server = self.keys / "server"
-        self.link = self.start(
-            *(
-                "flower-superlink",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                self.address.split(":")[1],
-                "--isolation",
-                "process",
-            ),
-            *("--superexec-auth-secret-file", server / "secret", "--ssl-certfile", server / "server.pem"),
-            *("--ssl-keyfile", server / "server.key", "--ssl-ca-certfile", server / "ca.pem"),
-            *("--enable-supernode-auth", "--database", folder / "link.db"),
-            log="link",
-        )
-        until(lambda: "Uvicorn running" in self.log("link"), "the SuperLink does not start")
+        self.start_link()
         self.engine = (
             *("--engine.kind=flower", f"--engine.address={self.address}", f"--engine.certificate={server / 'ca.pem'}"),
             *(f"--engine.secret={server / 'secret'}", f"--engine.keys={server / 'keys.json'}", "--engine.timeout=30"),
@@ -102,6 +87,18 @@ class Sites:
         for i in range(CLIENTS):
             self.start_node(i)
             self.start_client(i)
+
+    def start_link(self) -> None:
+        server, before = self.keys / "server", self.log("link").count("Uvicorn running")
+        port = self.address.split(":")[1]
+        self.link = self.start(
+            *("flower-superlink", "--host", "127.0.0.1", "--port", port, "--isolation", "process"),
+            *("--superexec-auth-secret-file", server / "secret", "--ssl-certfile", server / "server.pem"),
+            *("--ssl-keyfile", server / "server.key", "--ssl-ca-certfile", server / "ca.pem"),
+            *("--enable-supernode-auth", "--database", self.folder / "link.db"),
+            log="link",
+        )
+        until(lambda: self.log("link").count("Uvicorn running") > before, "the SuperLink does not start")
 
     def start(self, program: str, *args: Any, log: str) -> subprocess.Popen:
         environment = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
@@ -122,6 +119,15 @@ class Sites:
         if key is None:
             self.nodes[i] = process
         return process
+
+    def bring_back_node(self, i: int) -> None:
+        """As a supervisor does: the SuperLink lets a node in again when its last sign of life has expired."""
+        end, before = time.monotonic() + 240, self.log(f"node-{i}").count("SuperNode ID")
+        while self.log(f"node-{i}").count("SuperNode ID") == before:
+            assert time.monotonic() < end, self.log(f"node-{i}")[-2000:]
+            if self.nodes[i].poll() is not None:
+                self.start_node(i)
+            time.sleep(0.5)
 
     def start_client(self, i: int, *options: str) -> None:
         states = self.folder / "states"
@@ -186,7 +192,8 @@ def test_four_sites_end_with_the_same_bits_as_one_process(sites: Sites, capsys: 
     assert len(list((sites.folder / "states").glob("client-*/*/*/000003.safetensors"))) == CLIENTS
     line = read_jsonl(sites.folder / "runs" / "there" / "rounds.jsonl")[-1]
     assert line["line"]["messages"] == 2 * CLIENTS
-    assert line["bytes"]["down"] + line["bytes"]["evaluate_down"] < line["line"]["down"]
+    assert line["bytes"]["down"] + line["bytes"]["evaluate_down"] < line["line"]["down"] < line["line"]["wire_down"]
+    assert line["bytes"]["up"] < line["line"]["up"] < line["line"]["wire_up"]
     capsys.readouterr()
     assert main(["engine", "status", *SETTINGS, *sites.engine]) == 0
     told = capsys.readouterr().out.splitlines()
@@ -206,21 +213,21 @@ def test_a_server_that_is_killed_resumes_to_the_same_bits(sites: Sites) -> None:
 
 
 def test_a_supernode_that_is_killed_is_dropped_and_comes_back_with_its_state(sites: Sites) -> None:
-    process = sites.start_fit("node", "--federation.rounds=9", "--engine.timeout=12")
+    process = sites.start_fit("node", "--federation.rounds=15", "--engine.timeout=12")
     until(lambda: len(sites.lines("node")) >= 2, "round 1 does not end")
     sites.nodes[1].kill()
     sites.nodes[1].wait()
     until(lambda: any("1" in line["failed"] for line in sites.lines("node")), "client 1 does not fail")
-    sites.start_node(1)
+    sites.bring_back_node(1)
     process.join(500)
     assert process.exitcode == 0, sites.log("node")
     failed = [line["round"] for line in sites.lines("node") if line["failed"]]
     assert failed
     assert all(set(line["failed"]) <= {"1"} for line in sites.lines("node"))
-    assert failed[-1] < 9  # it was back in time, with its state of the rounds before
-    kept = json.loads((sites.folder / "runs" / "node" / "state" / "round-00009.json").read_text())["clients"]["1"]
-    assert kept["version"] == 9
-    assert kept["rounds_seen"] == 9 - len([n for n in failed if _trained_in_vain(sites, n)])
+    assert failed[-1] < 15  # it was back in time, with its state of the rounds before
+    kept = json.loads((sites.folder / "runs" / "node" / "state" / "round-00015.json").read_text())["clients"]["1"]
+    assert kept["version"] == 15
+    assert kept["rounds_seen"] == 15 - len([n for n in failed if _trained_in_vain(sites, n)])
     reasons = {line["reason"] for line in sites.lines("node", "failures.jsonl")}
     assert reasons and all("engine.timeout" in r or "not connected" in r or "unavailable" in r.lower() for r in reasons)
 
@@ -288,3 +295,15 @@ def test_an_expired_certificate_is_one_sentence(
     finally:
         link.kill()
         link.wait()
+
+
+def test_a_superlink_that_is_killed_ends_the_run_with_a_sentence_and_the_same_command_goes_on(sites: Sites) -> None:
+    process = sites.start_fit("broken")
+    until(lambda: len(sites.lines("broken")) >= 2, "round 1 does not end")
+    sites.link.kill()
+    sites.link.wait()
+    process.join(240)
+    assert process.exitcode == 2, sites.log("broken")
+    sites.start_link()
+    assert main(sites.fit("broken", "--engine.connect=200")) == 0
+    assert sites.lines("broken") == sites.lines("here")

@@ -66,6 +66,7 @@ class SuperLinkLine:
         self._sign = signer("engine.signing", config.signing) if config.signing else lambda order: order
         self._owners = {} if config.insecure else read_keys(Path(config.keys or ""))
         self._grid: Any = None
+        self._admin: Any = None
         self._nodes: dict[int, Any] = {}
         self._looked = 0.0
         self._ended = threading.Event()
@@ -100,7 +101,7 @@ class SuperLinkLine:
         TaskIdentity.task_id, TaskIdentity.run_id = found.task_id, found.run.run_id
         TaskIdentity.node_id = found.context.node_id
         grid.set_run(run_from_proto(found.run))
-        self._grid = grid
+        self._grid, self._admin = grid, self._control(certificate)
         beat = beating(grid._runtime_client)
         threading.Thread(target=beat, args=(self._ended,), daemon=True).start()
 
@@ -209,6 +210,15 @@ class SuperLinkLine:
             time.sleep(_POLL)
         return [(message.metadata.reply_to_message_id, read_answer(message)) for message in found]
 
+    def traffic(self) -> tuple[int, int] | None:
+        """As the SuperLink counts between itself and the SuperNodes."""
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        with self._sentences():
+            run_id = self._grid.run.run_id
+            run = self._admin.ListRuns(ListRunsRequest(run_id=run_id)).run_dict[run_id]
+        return int(run.bytes_sent), int(run.bytes_recv)
+
     def close(self) -> None:
         self._ended.set()
         if self._grid is None:
@@ -220,6 +230,7 @@ class SuperLinkLine:
         with suppress(httpx.HTTPError):
             grid._runtime_client.PushTaskOutput(PushTaskOutputRequest(sub_status="completed", details=""))
         grid.close()
+        self._admin.close()
 
     @contextmanager
     def _sentences(self) -> Iterator[None]:

@@ -48,7 +48,7 @@ def order_message(node: int, order: Order, ttl: float | None = None) -> Message:
     """An order as Flower's message."""
     from flwr.app import ConfigRecord, Message, RecordDict
 
-    record = {"ask": order.ask, "run": order.run, "body": order.body, "signature": order.signature}
+    record: dict[str, Any] = {"ask": order.ask, "run": order.run, "body": order.body, "signature": order.signature}
     content = RecordDict({"order": ConfigRecord(record)})
     return Message(content, dst_node_id=node, message_type=order.ask, ttl=ttl)
 

@@ -59,6 +59,9 @@ class Line(Protocol):
             UserError: there will be none at all.
         """
 
+    def traffic(self) -> tuple[int, int] | None:
+        """Bytes that all messages of the run took so far, down and up, with what carries them; None: not counted."""
+
     def close(self) -> None:
         """Stop what ``open`` started; more than one call does no harm."""
 

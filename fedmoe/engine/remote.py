@@ -20,6 +20,7 @@ from fedmoe.protocol.wire import to_bytes
 from fedmoe.server.state import Known
 
 log = logging.getLogger(__name__)
+_PAUSE = 0.1  # seconds between two looks for clients
 Job = TypeVar("Job", TrainJob, ScoreJob)
 
 
@@ -49,7 +50,9 @@ class RemoteFleet:
         self._known: dict[int, Introduction] = {}
         self._where: dict[int, int] = {}
         self._greeted: set[int] = set()
+        self._hellos: dict[str, tuple[int, float]] = {}  # those on their way: node, time
         self._run = ""
+        self._traffic = (0, 0)
 
     # Before the first round
 
@@ -62,18 +65,15 @@ class RemoteFleet:
         self._run = run
         self.line.open()
         end, count = time.monotonic() + self.config.connect, self.work.config.clients
-        while True:
-            self._greet(end, strict=True)
-            missing = [i for i in range(count) if i not in self._known]
-            if not missing:
-                break
+        while missing := [i for i in range(count) if i not in self._known]:
             if time.monotonic() > end:
                 named = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
                 raise UserError(
                     f"{len(missing)} of {count} clients have not connected within engine.connect = "
                     f"{self.config.connect:g} seconds ({named}); valid is a federation whose clients all run."
                 )
-            time.sleep(0.5)
+            if not self._greet(strict=True):
+                time.sleep(_PAUSE)
         ordered = [self._known[i] for i in range(count)]
         domains = [one.about.domain for one in ordered]
         return {
@@ -86,28 +86,35 @@ class RemoteFleet:
     def close(self) -> None:
         self.line.close()
 
-    def _greet(self, end: float, strict: bool = False) -> None:
-        """Ask nodes that are new who they are, and forget those that are gone. ``strict``: a hello of another
-        federation stops the run; later, it is only refused."""
+    def _greet(self, strict: bool = False) -> bool:
+        """Forget nodes that are gone, ask new ones who they are, and hear those that have answered; whether any has.
+
+        A node that says nothing holds nobody up, and is asked again after the timeout. ``strict``: a hello of another
+        federation stops the run; later, it is only refused.
+        """
         present = set(self.line.nodes())
         self._where = {client: node for client, node in self._where.items() if node in present}
         self._greeted &= present
-        asked: dict[str, int] = {}
         for node in sorted(present - self._greeted):
-            asked[self.line.send(node, Order(HELLO, self._run))] = node
+            self._hellos[self.line.send(node, Order(HELLO, self._run))] = (node, time.monotonic())
             self._greeted.add(node)
-        while asked and time.monotonic() < end:
-            for name, answer in self.line.receive(asked):
-                node = asked.pop(name)
-                try:
-                    self._meet(node, answer)
-                except UserError as error:
-                    if strict:
-                        raise
-                    log.warning("%s", error)
-                except ValueError as error:
-                    log.warning("The hello of node %d cannot be used: %s", node, printable(str(error)))
-        self._greeted -= set(asked.values())  # those that did not answer are asked again
+        answers = self.line.receive(list(self._hellos)) if self._hellos else ()
+        for name, answer in answers:
+            node, _ = self._hellos.pop(name)
+            try:
+                self._meet(node, answer)
+            except UserError as error:
+                if strict:
+                    raise
+                log.warning("%s", error)
+            except ValueError as error:
+                if isinstance(answer, str):  # it never came; it is asked again
+                    self._greeted.discard(node)
+                log.warning("The hello of node %d cannot be used: %s", node, printable(str(error)))
+        now = time.monotonic()
+        for name in [name for name, (_, asked) in self._hellos.items() if now - asked > self.config.timeout]:
+            self._greeted.discard(self._hellos.pop(name)[0])
+        return bool(answers)
 
     def _meet(self, node: int, answer: Answer | str) -> None:
         if isinstance(answer, str) or answer.kind != "hello":
@@ -153,6 +160,9 @@ class RemoteFleet:
 
     def crossed(self) -> dict[str, float]:
         sums, self._crossed = dict(self._crossed), Counter()
+        if (traffic := self.line.traffic()) is not None:
+            sums |= {"wire_down": traffic[0] - self._traffic[0], "wire_up": traffic[1] - self._traffic[1]}
+            self._traffic = traffic
         return sums
 
     def _add(self, **numbers: float) -> None:
@@ -184,7 +194,7 @@ class RemoteFleet:
 
     def _exchange(self, ask: str, jobs: Iterable[Job]) -> Iterator[tuple[Job, Answer | str, float]]:
         """Each job with its answer or why there is none, and the seconds that it took."""
-        self._greet(time.monotonic() + self.config.connect)
+        self._greet()
         waiting: dict[str, tuple[Job, float]] = {}
         source, more = iter(jobs), True
         while more or waiting:

@@ -131,6 +131,9 @@ class WorkerLine:
             raise answer
         return [(name, answer)] if name in names else []
 
+    def traffic(self) -> tuple[int, int] | None:
+        return None  # nothing leaves this machine
+
     def close(self) -> None:
         for _ in self._threads:
             self._orders.put(None)

@@ -45,7 +45,8 @@ class Fleet(Protocol):
 
     def crossed(self) -> dict[str, float]:
         """What crossed the line to clients elsewhere since this was last asked: ``messages``, bytes ``down`` and ``up``
-        with all that is not accounted, and ``trained_seconds`` and ``waited_seconds`` summed over clients."""
+        with all that is not accounted, ``wire_down`` and ``wire_up`` with what carries them, where that is known, and
+        ``trained_seconds`` and ``waited_seconds`` summed over clients."""
 
     def states(self, known: Mapping[int, Known]) -> dict[int, ClientState]:
         """The current states of the clients in this process, at the versions given in ``known``, for the checkpoint.
