@@ -1,10 +1,11 @@
 # `make` alone explains the targets. Everything runs in .venv, which `make setup` builds from constraints.txt.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 VENV ?= .venv
+FLOWER ?= .venv-flower
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint types smoke mutants bench embedded-clip clean
+.PHONY: help setup setup-flower quickstart test test-flower lint types smoke mutants bench embedded-clip clean
 
 help:  ## explain the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +21,17 @@ quickstart: setup  ## five methods on 20 clients with handwritten digits: a tabl
 	$(RUN) -m fedmoe.cli fit --config configs/quickstart.yaml
 
 test: setup  ## all tests, on two processes
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not flower"
+
+setup-flower: $(FLOWER)/.done  ## build .venv-flower, with Flower and the exact versions of constraints-flower.txt
+
+$(FLOWER)/.done: pyproject.toml constraints-flower.txt
+	$(PYTHON) -m venv $(FLOWER)
+	$(FLOWER)/bin/python -m pip install --quiet --constraint constraints-flower.txt --editable ".[dev,flower]"
+	@touch $@
+
+test-flower: setup-flower  ## the tests with Flower's real processes: simulation and deployment
+	OMP_NUM_THREADS=1 $(FLOWER)/bin/python -m pytest -m flower tests/test_flower_*.py
 
 lint: setup  ## check style and formatting
 	$(RUN) -m ruff check .
@@ -55,4 +66,4 @@ embedded-clip: setup  ## pre-train the embedded CLIP again (minutes) and check i
 	$(RUN) -m experiments.embedded_clip.check
 
 clean:  ## remove .venv and caches (not runs/)
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(FLOWER) .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -92,6 +92,9 @@ class FederationConfig:
     personal parts, too), are sent to the server and to the next client, and clients train one after the other."""
     evaluate_every: int = 1
     """Rounds from one evaluation of all clients to the next; the last round is always evaluated."""
+    evaluate_clients: Literal["all", "cohort"] | int = "all"
+    """Who is evaluated: all clients, the round's cohort, or a random sample of so many clients, drawn anew each time;
+    with fewer than all, the mean's standard error is recorded beside it. The last round is always evaluated on all."""
     validation: float = 0.0
     """Share of each client's training examples, in [0, 1), that it does not train on: drawn evenly over its classes.
     Their accuracy is what settings and checkpoints are chosen by; 0 in the paper's tables."""
@@ -120,6 +123,8 @@ class FederationConfig:
         _require(self.rounds >= 0, "federation.rounds", self.rounds, "an integer of at least 0")
         for name in ("local_epochs", "batch_size", "evaluate_every", "retries"):
             _require(getattr(self, name) >= 1, f"federation.{name}", getattr(self, name), "an integer of at least 1")
+        asked, least = self.evaluate_clients, isinstance(self.evaluate_clients, int) and self.evaluate_clients >= 2
+        _require(asked in ("all", "cohort") or least, "federation.evaluate_clients", asked, "all, cohort or at least 2")
         late, choices = self.late_clients, ("drop", "retry", "stop")
         _require(0 <= late < self.clients, "federation.late_clients", late, f"0 to {self.clients - 1}")
         _require(self.on_failure in choices, "federation.on_failure", self.on_failure, "drop, retry or stop")
@@ -251,6 +256,55 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         _require(self.threads is None or self.threads >= 1, "runtime.threads", self.threads, "null or at least 1")
         _require(self.text_cache_mib >= 1, "runtime.text_cache_mib", self.text_cache_mib, "an integer of at least 1")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Where the clients are. The result of a run is the same bits everywhere, with the same runtime.threads."""
+
+    kind: Literal["in_process", "flower_simulation", "flower"] = "in_process"
+    """in_process: all clients in this process, one after the other; flower_simulation: in worker processes on this
+    machine (Flower's simulation); flower: on other machines, behind a Flower SuperLink. The last two need
+    pip install 'fedmoe[flower]'."""
+    actors: int | None = None
+    """Number of worker processes of a simulation; null: one for each CPU core (or for each share of a GPU)."""
+    gpus: float = 0.0
+    """Share of a GPU that each worker process of a simulation gets."""
+    address: str | None = None
+    """HOST:PORT of the SuperLink."""
+    certificate: str | None = None
+    """PEM file of the authority that signed the SuperLink's certificate; null: the authorities this machine trusts."""
+    secret: str | None = None
+    """File with the secret that proves to the SuperLink that this process may drive it."""
+    signing: str | None = None
+    """File with the private key that the server signs its orders with; clients refuse orders of anybody else."""
+    keys: str | None = None
+    """JSON file that binds each client's number to the public key of its SuperNode; nobody else can answer for it."""
+    insecure: bool = False
+    """Connect to the SuperLink without encryption and without proof of who answers; only for trials on one machine."""
+    timeout: float = 600.0
+    """Seconds that a client on another machine has for an answer before it counts as failed for the round."""
+    connect: float = 120.0
+    """Seconds that the run waits for all clients before its first round."""
+
+    def __post_init__(self) -> None:
+        kinds = ("in_process", "flower_simulation", "flower")
+        _require(self.kind in kinds, "engine.kind", self.kind, "in_process, flower_simulation or flower")
+        _require(self.actors is None or self.actors >= 1, "engine.actors", self.actors, "null or at least 1")
+        _require(0 <= self.gpus < float("inf"), "engine.gpus", self.gpus, "a number of at least 0")
+        for name in ("timeout", "connect"):
+            value = getattr(self, name)
+            _require(0 < value < float("inf"), f"engine.{name}", value, "a number above 0")
+        if self.kind != "flower":
+            return
+        host, _, port = (self.address or "").rpartition(":")
+        number = port.isascii() and port.isdecimal() and 0 < int(port) < 65536
+        _require(bool(host) and number, "engine.address", self.address, "HOST:PORT, such as 127.0.0.1:9000")
+        if not self.insecure:
+            files = {"secret": "the SuperLink's secret", "signing": "the server's key", "keys": "the clients' keys"}
+            for name, what in files.items():
+                value, valid = getattr(self, name), f"a file with {what}, or insecure: true"
+                _require(bool(value), f"engine.{name}", value, valid)
 
 
 @dataclass(frozen=True)

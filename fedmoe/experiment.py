@@ -7,7 +7,9 @@ A comparison is a folder of run folders, one for each method, over the same clie
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,12 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
+from fedmoe.client.disk import DiskStates
 from fedmoe.client.module import ClientModule
 from fedmoe.client.work import ClientWork, light_trainer
 from fedmoe.config import (
     ClipConfig,
+    EngineConfig,
     FeatureConfig,
     FederationConfig,
     OptimConfig,
@@ -35,6 +39,9 @@ from fedmoe.config import (
 from fedmoe.data.base import DataSet
 from fedmoe.data.partition import Partition
 from fedmoe.display import say
+from fedmoe.engine.elsewhere import NoData, OwnData, Whole
+from fedmoe.engine.kinds import build_fleet, keep_run_name, run_name
+from fedmoe.engine.site import Site
 from fedmoe.errors import UserError, did_you_mean
 from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.features.encoders import extract_test
@@ -50,7 +57,7 @@ from fedmoe.federation.state import fresh_server
 from fedmoe.io import write_json_atomic, write_text_atomic
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
-from fedmoe.privacy.mechanism import build_privacy
+from fedmoe.privacy.mechanism import Privacy, build_privacy
 from fedmoe.protocol.method import Method
 from fedmoe.protocol.records import RoundContext
 from fedmoe.report import plan_comparison, report
@@ -79,6 +86,7 @@ class Experiment:
     views: ViewsConfig
     privacy: PrivacyConfig
     runtime: RuntimeConfig
+    engine: EngineConfig
     tracking: TrackingConfig
     output: OutputConfig
 
@@ -149,20 +157,17 @@ class Session:
         )
         return module.to(_root_device(e.runtime))
 
-    def federation(self, method: Method, callbacks: Any = ()) -> Federation:
-        """The method's federation before its first round."""
+    def federation(self, method: Method, callbacks: Any = (), engine: EngineConfig | None = None) -> Federation:
+        """The method's federation before its first round; ``engine`` in place of the experiment's."""
         e = self.experiment
-        config = method.schedule(e.federation)
-        method.check(config, self.clip.feature_dim)
-        data = self.data(method)
-        module = self.module(method, data.class_names)
-        privacy = build_privacy(e.privacy, config, e.seed)
-        work = ClientWork(module, data, config, e.seed, e.runtime, privacy)
-        rehearse(work, privacy, range(min(2, config.participants)))
-        return Federation(
+        engine = engine or e.engine
+        work, privacy = self.work(method, None if engine.kind == "flower" else self.data(method))
+        rehearse(work, privacy, range(min(2, work.config.participants)))
+        data, module = work.data, work.module
+        federation = Federation(
             method,
-            LocalFleet(work),
-            config,
+            build_fleet(work, engine),
+            work.config,
             fresh_server(module.declared, module.shared_start()),
             seed=e.seed,
             callbacks=callbacks,
@@ -170,6 +175,40 @@ class Session:
             clients=data.summary(),
             name=data.name,
         )
+        if engine.kind != "flower":  # else they can be reached later, when it is run
+            federation.meet()
+        return federation
+
+    def work(self, method: Method, data: FederatedData | None) -> tuple[ClientWork, Privacy]:
+        """What clients do, and what protects their uploads; without data, on a server whose clients are elsewhere."""
+        e = self.experiment
+        config = method.schedule(e.federation)
+        method.check(config, self.clip.feature_dim)
+        held: Any = NoData(e.data, method.encoder(self.clip).shape) if data is None else data
+        privacy = build_privacy(e.privacy, config, e.seed)
+        return ClientWork(self.module(method, held.class_names), held, config, e.seed, e.runtime, privacy), privacy
+
+    def site(self, method: Method, client_id: int, own_data: bool, states: Path, tracebacks: bool) -> Site:
+        """The client's end of a deployment; what it keeps is under ``states``.
+
+        Args:
+            own_data: all data on this machine are the client's, and are not divided by the partition.
+
+        Raises:
+            UserError: there is no such client.
+        """
+        e = self.experiment
+        if not 0 <= client_id < e.federation.clients:
+            raise UserError(f"client is {client_id}; valid is 0 to {e.federation.clients - 1}, of federation.clients.")
+        data: Any
+        if own_data:
+            alone = replace(e, federation=replace(e.federation, clients=1, late_clients=0), partition=Whole())
+            data = OwnData(Session(alone, self.console, self.clip).data(method), client_id)
+        else:
+            data = self.data(method)
+        work, privacy = self.work(method, data)
+        privacy.seed = secrets.randbits(63)  # of the noise: whoever knew it could take the noise away
+        return Site(work, [client_id], lambda run: DiskStates(states / run), tracebacks)
 
 
 Settings = Mapping[str, Any]  # nested, of plain values: the contents of a config.yaml
@@ -202,31 +241,36 @@ def run(session: Session, method: Method, settings: Settings, folder: Path, reso
     tracking = trackers(session.experiment.tracking, folder, tracked)
     # Built before anything is written or deleted: what does not fit leaves everything as it is.
     federation = session.federation(method, callbacks=[RunLog(folder), Checkpoint(store, folder), *tracking, progress])
-    if overwrite:
-        clear(folder)
-    with held(folder):
-        earlier = resolve(folder / "config.yaml") if (folder / "config.yaml").exists() else None
-        state = None
-        if earlier is not None:
-            require_same_settings(folder, earlier, settings)
-            state = read_state(store)
-            if state is not None:
-                restore(federation, state, folder)
-            cut_logs(folder, federation.rounds_done)
-        stamp(folder)
-        write_text_atomic(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
-        write_json_atomic(folder / "partition.json", federation.clients)
-        if state is not None and state.round < federation.config.rounds:
-            say(session.console, f"{method.label}: resuming {folder} after round {state.round}")
-        try:
-            federation.run()
-        finally:
-            progress.close()
-            for tracker in tracking:
-                tracker.close()
-        known = federation.server.clients.values()
-        privacy = federation.privacy.summary(max((client.rounds_seen for client in known), default=0))
-        _write_summary(folder, method, session.experiment.seed, privacy)
+    with closing(federation.fleet):
+        name = run_name(folder, overwrite)
+        federation.clients = federation.fleet.open(name) or federation.clients
+        if overwrite:
+            clear(folder)
+        with held(folder):
+            earlier = resolve(folder / "config.yaml") if (folder / "config.yaml").exists() else None
+            state = None
+            if earlier is not None:
+                require_same_settings(folder, earlier, settings)
+                state = read_state(store)
+                if state is not None:
+                    restore(federation, state, folder)
+                cut_logs(folder, federation.rounds_done)
+            stamp(folder)
+            if session.experiment.engine.kind == "flower":
+                keep_run_name(folder, name)
+            write_text_atomic(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+            write_json_atomic(folder / "partition.json", federation.clients)
+            if state is not None and state.round < federation.config.rounds:
+                say(session.console, f"{method.label}: resuming {folder} after round {state.round}")
+            try:
+                federation.run()
+            finally:
+                progress.close()
+                for tracker in tracking:
+                    tracker.close()
+            known = federation.server.clients.values()
+            privacy = federation.privacy.summary(max((client.rounds_seen for client in known), default=0))
+            _write_summary(folder, method, session.experiment.seed, privacy)
 
 
 def compare(
@@ -331,7 +375,7 @@ def evaluate(
     if join_rounds < 1:
         raise UserError(f"join_rounds is {join_rounds}; valid is an integer of at least 1.")
     novel = novel_classes(session.experiment) if classes else None
-    federation = session.federation(method)
+    federation = session.federation(method, engine=EngineConfig())  # its checkpoint holds what simulated clients keep
     restore(federation, state, folder)
     context = RoundContext(state.round, (), session.experiment.seed)
     found: dict[str, Any] = {"round": state.round, "accuracy": federation.evaluate(context).accuracy}

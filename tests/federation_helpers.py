@@ -98,8 +98,8 @@ def work_of(federation: Federation) -> ClientWork:
 
 
 def results(log: Log) -> list[dict]:
-    """The records without what the clock says."""
-    return [{**record.to_json(), "seconds": None} for record in log.records]
+    """The records without what the clock says, and without how it reached clients elsewhere."""
+    return [{**record.to_json(), "seconds": None, "line": None} for record in log.records]
 
 
 def differences(one: FederationState, other: FederationState) -> list[str]:

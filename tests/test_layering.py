@@ -25,6 +25,7 @@ ROOMS = [
     "privacy",
     "methods",
     "federation",
+    "engine",
     "report",
     "tracking",
     "experiment",

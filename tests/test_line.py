@@ -101,6 +101,12 @@ class ByteFleet:
         self.down: list[bytes] = []
         self.up: list[bytes] = []
 
+    def open(self, run: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
     def about(self, client_id: int) -> About:
         return self._clients.about(client_id)
 
@@ -118,6 +124,9 @@ class ByteFleet:
             (result,) = self._clients.score([from_bytes(ScoreJob, self.down[-1])])
             self.up.append(to_bytes(result))
             yield from_bytes(Scored, self.up[-1])
+
+    def crossed(self) -> dict[str, float]:
+        return {}
 
     def states(self, known: Mapping[int, Known]) -> dict[int, ClientState]:
         return self._clients.states(known)

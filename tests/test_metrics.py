@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -19,7 +20,7 @@ from fedmoe.data.base import DataSet, RawData, Split
 from fedmoe.data.partition import ClientIndices
 from fedmoe.errors import UserError
 from fedmoe.features.client_data import FederatedData
-from fedmoe.federation.accuracy import mean_per_domain, summarize
+from fedmoe.federation.accuracy import mean_per_domain, standard_error, summarize
 from fedmoe.federation.evaluation import Evaluation
 from fedmoe.federation.fleet import LocalFleet
 from fedmoe.federation.orchestrator import Federation
@@ -204,3 +205,14 @@ def test_summary_refuses_no_client_and_percent() -> None:
         summarize([float("nan")])
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         summarize([83.1, 0.5])
+
+
+def test_the_standard_error_is_that_of_sampling_without_replacement() -> None:
+    # Of 1, 2, 3, 4, all six samples of two have means 1.5, 2, 2.5, 2.5, 3, 3.5, whose variance is 5 / 12; the estimates
+    # from the samples themselves have that mean.
+    values = [1.0, 2.0, 3.0, 4.0]
+    pairs = [(a, b) for i, a in enumerate(values) for b in values[i + 1 :]]
+    estimates = [standard_error(abs(a - b) / 2, 2, 4) ** 2 for a, b in pairs]
+    assert math.isclose(math.fsum(estimates) / 6, 5 / 12)
+    assert standard_error(1.0, 4, 4) == 0.0
+    assert standard_error(0.0, 1, 4) == 0.0

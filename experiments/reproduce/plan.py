@@ -33,7 +33,7 @@ from fedmoe.errors import UserError
 
 GENERATORS: Mapping[str, Callable[[Path], None]] = {"cifar": write_cifar}
 # Settings that may differ between a finished run and the command that asks for it: they say where and how, not what.
-_ANY = ("config.", "output.", "features.", "runtime.", "tracking.")
+_ANY = ("config.", "output.", "features.", "runtime.", "engine.", "tracking.")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""The command line: ``python -m fedmoe.cli fit | evaluate | report | compare | partition | features | data``.
+"""The command line: ``python -m fedmoe.cli fit | evaluate | report | compare | partition | features | client |
+engine | data``.
 
 Settings come from one or more --config files (later ones win) and from --key=value, which wins over the files before
 it. Methods, data sets and partitions are named by class: a short name such as PFedMoAP, or a class path such as
@@ -250,6 +251,46 @@ def features(settings: Namespace, console: Console) -> None:
             command.inspect(experiment.features, key, console)
 
 
+def client(settings: Namespace, console: Console) -> None:
+    """Serve one client until Ctrl-C or SIGTERM."""
+    from fedmoe.experiment import Session
+
+    experiment, methods = as_experiment(settings)
+    if settings.methods is not None:
+        raise UserError("methods is given, but a client serves one method; valid is method.")
+    for name in ("secret", "server_key"):
+        if settings[name] is None and not settings.insecure:
+            raise UserError(f"{name} is null; valid is the file that `engine credentials` made, or insecure: true.")
+    session = Session(experiment, console)
+    states = Path(settings.states).expanduser() / f"client-{settings.client}"
+    site = session.site(methods[0], settings.client, settings.own_data, states, settings.tracebacks)
+    from fedmoe.engine.worker import serve
+
+    about = site.work.about(settings.client)
+    say(console, f"client {settings.client}: {about.train_examples} training and {about.test_examples} test examples")
+    given = (settings.supernode, settings.secret, settings.server_key)
+    serve(site, *given, lambda text: say(console, f"client {settings.client}: {text}"))
+
+
+def engine(settings: Namespace, console: Console) -> None:
+    """Make the credentials of a deployment, or say who is connected."""
+    experiment, _ = as_experiment(settings)
+    if settings.action == "credentials":
+        from fedmoe.engine.credentials import make_credentials
+
+        clients = experiment.federation.clients
+        made = make_credentials(Path(settings.folder), clients, settings.hosts, settings.days)
+        say(console, f"{len(made)} files for a SuperLink and {clients} clients in {settings.folder}")
+        return
+    from fedmoe.engine.status import register, status
+
+    if settings.action == "register":
+        say(console, f"{register(experiment.engine)} keys are known to the SuperLink at {experiment.engine.address}")
+        return
+    for line in status(experiment.engine):
+        say(console, line)
+
+
 def data(settings: Namespace, console: Console) -> int:
     """Check that a data set is complete on disk; 1 where it is not."""
     from fedmoe.data.check import check
@@ -267,5 +308,7 @@ _FUNCTIONS: dict[str, Callable[[Namespace, Console], int | None]] = {
     "compare": compare,
     "partition": partition,
     "features": features,
+    "client": client,
+    "engine": engine,
     "data": data,
 }

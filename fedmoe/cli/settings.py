@@ -28,6 +28,7 @@ GROUPS = {
     "views": config.ViewsConfig,
     "privacy": config.PrivacyConfig,
     "runtime": config.RuntimeConfig,
+    "engine": config.EngineConfig,
     "tracking": config.TrackingConfig,
     "output": config.OutputConfig,
 }
@@ -110,6 +111,40 @@ COMMANDS = {
         "Fill, list, inspect or clear the cache of image features.",
         options={"keys": Setting(list[str], [], "entries to inspect or clear; [all] clears all")},
         positionals={"action": Setting(_FILL, help="what to do with the cache")},
+    ),
+    "client": Command(
+        "Serve one client at its site, beside a Flower SuperNode (engine.kind = flower on the server).",
+        options={
+            "client": Setting(int, 0, "the client's number, from 0"),
+            "supernode": Setting(str, "127.0.0.1:9094", "HOST:PORT of the SuperNode, on this machine"),
+            "secret": Setting(str | None, None, "file with the secret that the SuperNode was started with"),
+            "server_key": Setting(
+                str | None, None, "file with the server's public key, which its orders are checked with"
+            ),
+            "insecure": Setting(bool, False, "do without secret and server_key; only for trials on one machine"),
+            "states": Setting(str, "client-states", "folder in which the client keeps its states; it must last"),
+            "own_data": Setting(
+                bool, False, "all data on this machine are the client's; false: those that the partition gives it"
+            ),
+            "tracebacks": Setting(
+                bool, False, "send tracebacks of failures to the server, which may show values of the client's data"
+            ),
+        },
+    ),
+    "engine": Command(
+        "Prepare or look at a deployment on Flower.",
+        options={
+            "folder": Setting(str, "federation", "credentials: folder to write certificates, keys and secrets to"),
+            "hosts": Setting(list[str], ["127.0.0.1"], "credentials: names and addresses of the SuperLink"),
+            "days": Setting(int, 365, "credentials: days that the SuperLink's certificate is valid"),
+        },
+        positionals={
+            "action": Setting(
+                Literal["credentials", "register", "status"],
+                help="credentials: make certificates, keys and secrets for all clients; register: make the clients' "
+                "keys known to the SuperLink; status: who is connected",
+            )
+        },
     ),
     "data": Command(
         "Check that a data set is complete on disk.",

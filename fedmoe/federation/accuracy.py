@@ -45,6 +45,17 @@ def summarize(accuracies: Sequence[float] | np.ndarray | Tensor) -> dict[str, fl
     }
 
 
+def standard_error(std: float, count: int, total: int) -> float:
+    """Of the mean over ``count`` clients as an estimate of that over all ``total``, of which they are a simple random
+    sample: s / sqrt(n) sqrt(1 - n / N) with the sample's own s^2 = n / (n - 1) std^2 (Cochran, Sampling Techniques,
+    1977, theorem 2.2); 0 for a single client, which tells nothing of the spread.
+
+    Args:
+        std: the population's standard deviation of the ``count`` values, as in ``summarize``.
+    """
+    return std * math.sqrt((1 - count / total) / (count - 1)) if count > 1 else 0.0
+
+
 def mean_per_domain(
     accuracies: Sequence[float] | np.ndarray | Tensor, domains: Sequence[str | None]
 ) -> dict[str, float]:

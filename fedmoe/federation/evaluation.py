@@ -59,15 +59,19 @@ def evaluate(
             yield ScoreJob(client_id, context.round, server.known(client_id).version, downlink)
 
     scored: dict[int, Scored] = {}
+    missing: dict[int, str] = {}  # clients elsewhere that gave no answer, and why
     confusion = torch.zeros(0, dtype=torch.int64)
     for score in fleet.score(jobs()):
+        if not score.total:
+            missing[score.client_id] = score.failed or "evaluation: no answer"
+            continue
         sums = dict(score.sums)
         own = sums.pop("confusion")  # [C, C]: added at once, as those of many clients would fill the memory
         confusion = confusion + own if len(confusion) else own
         scored[score.client_id] = replace(score, sums=sums)
-    if scored.keys() != set(asked):
+    if scored.keys() | missing.keys() != set(asked):
         raise ValueError(f"of the clients {asked}, {sorted(scored)} have answered")
-    inorder = [scored[i] for i in asked]  # whichever answered first, sums are taken in this order
+    inorder = [scored[i] for i in asked if i in scored]  # whichever answered first, sums are taken in this order
     shares = [scored[i].correct / scored[i].total if i in scored else float("nan") for i in range(num_clients)]
     scores = [
         ClientScore(
@@ -90,7 +94,7 @@ def evaluate(
         {str(i): list(sent[i][0]) for i in asked if sent[i][0]},
         _mean_attention(inorder),
         sum(size for _, size in sent.values()),
-        {str(score.client_id): score.failed for score in inorder if score.failed is not None},
+        {str(i): why for i, why in sorted({**missing, **_failed(inorder)}.items())},
         _mean_metrics(inorder),
         _validation(inorder),
         quality(confusion, torch.stack([score.sums["calibration"] for score in inorder]).sum(dim=0)),
@@ -98,6 +102,10 @@ def evaluate(
         _summary([score.accuracy_others / 100 for score in scores if score.accuracy_others is not None]),
         _means([score.gate for score in scores if score.gate is not None]),
     )
+
+
+def _failed(scored: Sequence[Scored]) -> dict[int, str]:
+    return {score.client_id: score.failed for score in scored if score.failed is not None}
 
 
 def _validation(scored: Sequence[Scored]) -> dict[str, float] | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
+from fedmoe.client.module import ClientModule
 from fedmoe.client.states import ClientStates, MemoryStates
 from fedmoe.client.work import ClientFailure, ClientWork
 from fedmoe.errors import UserError
@@ -17,6 +18,17 @@ from fedmoe.server.state import Known, ServerState
 
 class Fleet(Protocol):
     """Clients, wherever they are. Orders are pulled one at a time, so that not all downlinks are in memory at once."""
+
+    def open(self, run: str) -> dict[str, Any] | None:
+        """Reach all clients before the first round; ``run`` names the run. The contents of partition.json, where only
+        the clients know them.
+
+        Raises:
+            UserError: a client cannot be reached, or belongs to another federation.
+        """
+
+    def close(self) -> None:
+        """Leave the clients; more than one call does no harm."""
 
     def about(self, client_id: int) -> About:
         """The sizes of a client's splits, and its domain."""
@@ -30,6 +42,11 @@ class Fleet(Protocol):
 
     def score(self, jobs: Iterable[ScoreJob]) -> Iterator[Scored]:
         """Let clients evaluate themselves. Each order gets one answer, in any order."""
+
+    def crossed(self) -> dict[str, float]:
+        """What crossed the line to clients elsewhere since this was last asked: ``messages``, bytes ``down`` and ``up``
+        with all that is not accounted, ``wire_down`` and ``wire_up`` with what carries them, where that is known, and
+        ``trained_seconds`` and ``waited_seconds`` summed over clients."""
 
     def states(self, known: Mapping[int, Known]) -> dict[int, ClientState]:
         """The current states of the clients in this process, at the versions given in ``known``, for the checkpoint.
@@ -56,6 +73,12 @@ class LocalFleet:
         self.work = work
         self.kept = MemoryStates() if kept is None else kept
 
+    def open(self, run: str) -> None:
+        return None
+
+    def close(self) -> None:
+        pass
+
     def about(self, client_id: int) -> About:
         return self.work.about(client_id)
 
@@ -70,7 +93,7 @@ class LocalFleet:
         except UserError:
             raise
         except Exception as error:
-            return Failed(_reason(error), traceback.format_exc(), time.perf_counter() - began, error)
+            return Failed(reason(error), traceback.format_exc(), time.perf_counter() - began, error)
         self.kept.put(job.client_id, job.round, kept)
         return trained
 
@@ -78,28 +101,40 @@ class LocalFleet:
         for job in jobs:
             yield self.work.score(job, self.kept.get(job.client_id, job.version))
 
+    def crossed(self) -> dict[str, float]:
+        return {}
+
     def states(self, known: Mapping[int, Known]) -> dict[int, ClientState]:
         return {i: self.kept.get(i, known[i].version) for i in sorted(known)}
 
     def restore(self, known: Mapping[int, Known], states: Mapping[int, ClientState]) -> None:
-        module = self.work.module
-        kept = [part for part in module.declared if part.keep or part.scope is Scope.PERSONAL]
-        shapes = {name: tensor.shape for name, tensor in select(module.tensors(), [part.name for part in kept]).items()}
-        has_experts = any(part.scope is Scope.EXPERT for part in module.declared)
-        gates = {part.name for part in kept if has_experts and part.scope is Scope.PERSONAL}
+        require_states(self.work.module, known, states)
         for client_id, state in states.items():
-            for name, tensor in state.parameters.items():
-                if tensor.shape != shapes.get(name):
-                    raise ValueError(f"client {client_id} keeps {name} of shape {list(tensor.shape)}")
-            missing = shapes.keys() - state.parameters.keys()
-            # Before its first experts a client has no gate: it would be as it was drawn.
-            without_gate = {part_of(name) for name in missing} == gates and not known[client_id].has_gate
-            if missing and not without_gate:
-                raise ValueError(f"client {client_id} lacks {', '.join(sorted(missing))}")
             self.kept.put(client_id, known[client_id].version, state)
 
 
-def _reason(error: Exception) -> str:
+def require_states(module: ClientModule, known: Mapping[int, Known], states: Mapping[int, ClientState]) -> None:
+    """Refuse states of clients that do not belong to the method.
+
+    Raises:
+        ValueError: one does not.
+    """
+    kept = [part for part in module.declared if part.keep or part.scope is Scope.PERSONAL]
+    shapes = {name: tensor.shape for name, tensor in select(module.tensors(), [part.name for part in kept]).items()}
+    has_experts = any(part.scope is Scope.EXPERT for part in module.declared)
+    gates = {part.name for part in kept if has_experts and part.scope is Scope.PERSONAL}
+    for client_id, state in states.items():
+        for name, tensor in state.parameters.items():
+            if tensor.shape != shapes.get(name):
+                raise ValueError(f"client {client_id} keeps {name} of shape {list(tensor.shape)}")
+        missing = shapes.keys() - state.parameters.keys()
+        # Before its first experts a client has no gate: it would be as it was drawn.
+        without_gate = {part_of(name) for name in missing} == gates and not known[client_id].has_gate
+        if missing and not without_gate:
+            raise ValueError(f"client {client_id} lacks {', '.join(sorted(missing))}")
+
+
+def reason(error: Exception) -> str:
     """What failed, in one line."""
     text = " ".join(str(error).split()).rstrip(".")
     return text if isinstance(error, ClientFailure) else f"{type(error).__name__}{f': {text}' if text else ''}"

@@ -18,6 +18,7 @@ from fedmoe.client.module import MOMENTUM
 from fedmoe.client.work import ClientFailure
 from fedmoe.config import FederationConfig
 from fedmoe.errors import UserError
+from fedmoe.federation.accuracy import standard_error
 from fedmoe.federation.callbacks import Callback
 from fedmoe.federation.evaluation import Evaluation, evaluate
 from fedmoe.federation.fleet import Fleet, known_after
@@ -26,6 +27,7 @@ from fedmoe.privacy.mechanism import Privacy
 from fedmoe.protocol.method import Method
 from fedmoe.protocol.records import Failed, RoundContext, Trained, TrainJob, Update
 from fedmoe.runs.records import Failure, RoundRecord
+from fedmoe.seeds import numpy_generator
 from fedmoe.server.state import Known, ServerState
 
 
@@ -60,13 +62,21 @@ class Federation:
     ) -> None:
         self.method, self.config, self.seed = method, config, seed
         self.fleet, self.server = fleet, server
-        domains = {i: fleet.about(i).domain for i in range(config.clients)}
-        server.domains = {i: domain for i, domain in domains.items() if domain is not None}
-        method.check_clients(server)
         self.rounds_done = -1
+        self._lost: set[int] = set()  # clients that have lost their state in the current round
         self.callbacks = callbacks
         self.privacy = privacy or Privacy(None, config, seed)
         self.clients, self.name = clients or {}, name
+
+    def meet(self) -> None:
+        """Learn the clients' domains, once they can be reached.
+
+        Raises:
+            UserError: the method does not fit these clients.
+        """
+        domains = {i: self.fleet.about(i).domain for i in range(self.config.clients)}
+        self.server.domains = {i: domain for i, domain in domains.items() if domain is not None}
+        self.method.check_clients(self.server)
 
     @property
     def state(self) -> FederationState:
@@ -81,6 +91,7 @@ class Federation:
 
     def run(self) -> None:
         """Run all rounds that are not done yet; round 0 is the evaluation before training."""
+        self.meet()
         self._call("on_run_start", self)
         if self.rounds_done < 0:
             self._call("on_round_end", self, self._before_training())
@@ -109,10 +120,13 @@ class Federation:
         if updates:
             self.method.aggregate(server, updates, context)
         server.clients.update({client_id: known for client_id, (_, known) in trained.items()})
+        for client_id in self._lost & server.clients.keys():
+            del server.clients[client_id]  # it begins anew
         self.rounds_done = number
         self._describe(record, [result for result, _ in results])
         if number % config.evaluate_every == 0 or number == config.rounds:
             self._evaluate(record, context)  # step 6
+        record.line = self.fleet.crossed()
         record.seconds["other"] = time.perf_counter() - began - sum(record.seconds.values())
         return record
 
@@ -126,9 +140,18 @@ class Federation:
         return self.method.admits_at_once or self.config.share_momentum
 
     def evaluate(self, context: RoundContext) -> Evaluation:
-        """Evaluate every client that takes part in rounds on its own test split."""
-        participants = range(self.config.participants)
+        """Evaluate clients that take part in rounds on their own test splits: those that
+        ``federation.evaluate_clients`` asks for, or all, as after the last round."""
+        participants: Sequence[int] = range(self.config.participants)
+        asked = self.config.evaluate_clients
+        if context.cohort and context.round < self.config.rounds and asked != "all":
+            participants = context.cohort if asked == "cohort" else self._sample(int(asked), context.round)
         return evaluate(self.fleet, self.method, self.server, context, self.config.clients, participants)
+
+    def _sample(self, count: int, round: int) -> Sequence[int]:
+        number = self.config.participants
+        drawn = numpy_generator(self.seed, "evaluated", round).choice(number, min(count, number), replace=False)
+        return sorted(int(client) for client in drawn)
 
     def _train(self, context: RoundContext, record: RoundRecord) -> dict[int, tuple[Trained, Known]]:
         """Local training of the cohort under the policy ``federation.on_failure``; what came of it and what is known of
@@ -141,7 +164,8 @@ class Federation:
         server = self.server.copy() if self.serial else self.server
         place = {client_id: i for i, client_id in enumerate(context.cohort)}
         turns = (context.round - 1) * len(context.cohort)  # local fits before this round
-        seconds = {"train": 0.0, "evaluate": 0.0}
+        seconds, began = {"train": 0.0, "evaluate": 0.0}, time.perf_counter()
+        self._lost = set()
         attempts = 1 + (self.config.retries if self.config.on_failure == "retry" else 0)
         waiting = deque((client_id, 0) for client_id in self.order(context.cohort))
         trained: dict[int, tuple[Trained, Known]] = {}
@@ -172,11 +196,14 @@ class Federation:
                     self._call("on_client_end", self, context, job.client_id, result.loss)
                     continue
                 self._fail(job, result, context)
+                if result.lost:
+                    self._lost.add(job.client_id)
                 if job.attempt + 1 < attempts:
                     waiting.appendleft((job.client_id, job.attempt + 1))
                 else:
                     record.failed[str(job.client_id)] = result.reason
-        record.seconds = seconds
+        # Where clients train at the same time, their seconds add up to more than have passed.
+        record.seconds = {**seconds, "train": min(seconds["train"], time.perf_counter() - began)}
         record.failed = {str(i): record.failed[str(i)] for i in context.cohort if str(i) in record.failed}
         return trained
 
@@ -216,6 +243,7 @@ class Federation:
         self.rounds_done = 0
         began = time.perf_counter()
         self._evaluate(record, RoundContext(0, (), self.seed))
+        record.line = self.fleet.crossed()
         record.seconds["other"] = time.perf_counter() - began - record.seconds["evaluate"]
         return record
 
@@ -225,6 +253,10 @@ class Federation:
         record.seconds["evaluate"] = time.perf_counter() - began
         record.evaluated = True
         record.accuracy = evaluation.accuracy
+        evaluated = sum(client.accuracy is not None for client in evaluation.clients)
+        if self.config.evaluate_clients != "all" and evaluated < self.config.participants:
+            error = standard_error(record.accuracy["std"], evaluated, self.config.participants)
+            record.accuracy = {**record.accuracy, "standard_error": error}
         record.accuracy_per_domain = evaluation.accuracy_per_domain
         record.experts, record.attention = evaluation.experts, evaluation.attention
         record.bytes["evaluate_down"] = evaluation.bytes_down

@@ -130,6 +130,7 @@ class Failed:
     traceback: str
     seconds: float = 0.0
     error: Exception | None = None  # only if the client is in the same process; not sent
+    lost: bool = False  # whether the client no longer has the state that the order named, and must begin anew
 
 
 @dataclass(frozen=True)
@@ -154,4 +155,5 @@ class Scored:
     # (client.counts), and ``Method.analyse`` summed over the test images, float64. Of the client alone: ``gate_p10``
     # [1], the 10th percentile over its test images of the gate's normalized entropy.
     sums: Tensors = field(default_factory=dict)
-    failed: str | None = None  # why its fine-tuning came to nothing; then it is scored without
+    # Why its fine-tuning came to nothing (then it is scored without), or, with a total of 0, the whole evaluation.
+    failed: str | None = None

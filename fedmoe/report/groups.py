@@ -22,7 +22,7 @@ from fedmoe.report.statistics import Scores
 from fedmoe.runs.records import DOCUMENT_BYTES, ComparisonManifest, best_by_validation, last_five, read_document
 
 # What tells no experiment from another: which repetition it is, where it was computed, and where it was written to.
-_NOT_OF_THE_GROUP = ("output.", "tracking.", "features.", "runtime.")
+_NOT_OF_THE_GROUP = ("output.", "tracking.", "features.", "runtime.", "engine.")
 _NOT_OF_THE_GROUP_EXACTLY = {"seed", "methods", "data.init_args.download"}
 _SAME_IN_ALL = ("data.", "partition.", "federation.clients", "federation.late_clients")
 _ABSENT = object()

@@ -132,7 +132,7 @@ def clear(folder: Path) -> None:
 
 # Files that show that a folder is ours, deleted last and in this order; and what a run holds before its first round.
 _PROOF = ("state", "rounds.jsonl", "comparison.json", "run.json", ".lock")
-_BEGINNING = {"config.yaml", "partition.json", "run.json", ".lock", "wandb.json", "wandb", "tensorboard"}
+_BEGINNING = {"config.yaml", "partition.json", "run.json", ".lock", "wandb.json", "wandb", "tensorboard", "engine.json"}
 
 
 def _foreign(folder: Path) -> str | None:

@@ -97,8 +97,11 @@ class RoundRecord(Record):
     # As accuracy, on test images of classes that the client itself does not train on.
     accuracy_others: Annotated[dict[str, Number], _with_keys("mean", "std")] | None = None
     gate: GateNumbers | None = None  # means over the clients with a gate over experts
+    line: dict[str, Number] = {}  # clients elsewhere: messages, their bytes down and up, seconds trained and waited
 
-    LATER = frozenset({"evaluated", "failed", "privacy", "metrics", "validation", "quality", "accuracy_others", "gate"})
+    LATER = frozenset(
+        {"evaluated", "failed", "privacy", "metrics", "validation", "quality", "accuracy_others", "gate", "line"}
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -24,6 +24,7 @@ OUTSIDE: dict[str, list[float]] = {
     "federation.participation": [0, -0.5, 1.01],
     "federation.rounds": [-1],
     "federation.validation": [-0.1, 1.0],
+    "federation.evaluate_clients": [0, 1, -5],
     "federation.local_epochs": [0],
     "federation.batch_size": [0],
     "federation.evaluate_every": [0],
@@ -42,6 +43,10 @@ OUTSIDE: dict[str, list[float]] = {
     "views.count": [0],
     "views.seed": [],
     "runtime.threads": [0],
+    "engine.actors": [0, -1],
+    "engine.gpus": [-0.5],
+    "engine.timeout": [0, -1],
+    "engine.connect": [0],
     "tracking.detail_every": [0],
     "tracking.timeout": [0, -1],
 }

@@ -1,0 +1,120 @@
+"""Rounds of pFedMoAP with many clients, in process and in workers: ``python -m experiments.scale CLIENTS ROUNDS``.
+
+Digits on the embedded CLIP, dealt out in turn; a tenth of the clients in each round (a half of up to ten), every client
+evaluated each round, 9 experts, one epoch. Prints a line of JSON for each engine; needs fedmoe[flower].
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from fedmoe import config
+from fedmoe.data import Digits
+from fedmoe.data.base import Split
+from fedmoe.data.partition import ClientIndices, Partition
+from fedmoe.experiment import Experiment, Session
+from fedmoe.federation.callbacks import Callback, FederationView
+from fedmoe.methods import PFedMoAP
+from fedmoe.runs.records import RoundRecord
+
+
+class InTurn(Partition):
+    """Example i belongs to client i mod N, in both splits."""
+
+    def split(self, train: Split, test: Split, num_classes: int, num_clients: int, seed: int) -> list[ClientIndices]:
+        every = np.arange(len(train)), np.arange(len(test))
+        return [ClientIndices(every[0][i::num_clients], every[1][i::num_clients]) for i in range(num_clients)]
+
+
+class Records(Callback):
+    """Keeps what a run says of its rounds."""
+
+    def __init__(self) -> None:
+        self.all: list[RoundRecord] = []
+
+    def on_round_end(self, run: FederationView, record: RoundRecord) -> None:
+        self.all.append(record)
+
+
+def own_memory() -> list[dict[str, int]]:
+    """Memory in MB of this process and of each below it: resident, its own alone, and its share."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            group = int((path / "stat").read_text().rpartition(")")[2].split()[2])
+            text = (path / "smaps_rollup").read_text() if group == os.getpgrp() else ""
+        except OSError:
+            continue
+        sizes = {line.split(":")[0]: int(line.split()[1]) // 1024 for line in text.splitlines()[1:]}
+        if sizes.get("Rss", 0) > 100:
+            found.append({"resident": sizes["Rss"], "own": sizes["Private_Dirty"], "share": sizes["Pss"]})
+    return found
+
+
+def measure(clients: int, rounds: int, engine: config.EngineConfig, cache: str) -> dict[str, Any]:
+    """Seconds of the start and of each round, what crossed, and memory."""
+    federation = config.FederationConfig(
+        clients=clients, participation=0.5 if clients <= 10 else 0.1, rounds=rounds, local_epochs=1
+    )
+    experiment = Experiment(
+        seed=0,
+        clip=config.ClipConfig(architecture="fedmoe-tiny", pretrained="glyphs"),
+        prompt=config.PromptConfig(),
+        data=Digits(),
+        partition=InTurn(),
+        federation=federation,
+        optim=config.OptimConfig(prompt_lr=0.02, gating_lr=0.02),
+        features=config.FeatureConfig(cache_dir=cache),
+        views=config.ViewsConfig(),
+        privacy=config.PrivacyConfig(),
+        runtime=config.RuntimeConfig(threads=1),
+        engine=engine,
+        tracking=config.TrackingConfig(),
+        output=config.OutputConfig(),
+    )
+    records = Records()
+    run = Session(experiment, Console(quiet=True)).federation(PFedMoAP(num_experts=9), callbacks=[records])
+    began = time.perf_counter()
+    run.fleet.open("scale")
+    start, processor = time.perf_counter() - began, os.times()
+    try:
+        run.run()
+        memory = own_memory()
+    finally:
+        run.fleet.close()
+    after = os.times()
+    line = {name: sum(record.line.get(name, 0) for record in records.all) for name in ("messages", "down", "up")}
+    last = records.all[-1].accuracy
+    return {
+        "engine": engine.kind,
+        "clients": clients,
+        "start": round(start, 1),
+        "rounds": [round(sum(record.seconds.values()), 2) for record in records.all],
+        "processor_of_this_process": round(after.user + after.system - processor.user - processor.system, 1),
+        **line,
+        "memory_mb": memory,
+        "accuracy": last and last["mean"],
+    }
+
+
+def main() -> None:
+    clients, rounds = int(sys.argv[1]), int(sys.argv[2])
+    os.setpgrp()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as cache:
+        for engine in (config.EngineConfig(), config.EngineConfig(kind="flower_simulation", actors=2)):
+            print(json.dumps(measure(clients, rounds, engine, cache)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
