@@ -145,7 +145,7 @@ class PFedMMA(TowerMethod):
             own, middle = adapters[block], client.middle[block]  # type: ignore[attr-defined]
 
             def added(x: Tensor) -> Tensor:
-                x = x.float()
+                x = x.to(own.down.weight.dtype)
                 if scaled:  # the same values; of the gradient to what is below, s here and 1 / s at the other end
                     x = x.detach() + scale * (x - x.detach())
                 found = scale * own.up(act(middle(act(own.down(x)))))
