@@ -18,7 +18,7 @@ import pytest
 import torch
 from federation_helpers import Log, build_federation, differences, results
 from safetensors.torch import load
-from test_line import CONFIG, METHODS, PROMPT, data_of
+from test_line import CONFIG, METHODS, PROMPT, clip_of, data_of
 
 from fedmoe.cli import main
 from fedmoe.client.counts import BINS
@@ -131,12 +131,13 @@ class Parts:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_clients_with_disks_end_with_the_same_bits(
-    embedded_clip: FrozenCLIP, cache: FeatureConfig, tmp_path: Path, name: str
+    embedded_clip: FrozenCLIP, vit_clip: FrozenCLIP, cache: FeatureConfig, tmp_path: Path, name: str
 ) -> None:
-    data = data_of(embedded_clip, METHODS[name](), cache)
-    plain, log = build_federation(embedded_clip, data, METHODS[name](), CONFIG)
+    clip = clip_of(METHODS[name](), embedded_clip, vit_clip)
+    data = data_of(clip, METHODS[name](), cache)
+    plain, log = build_federation(clip, data, METHODS[name](), CONFIG)
     plain.run()
-    apart = Parts(embedded_clip, cache, tmp_path, name)
+    apart = Parts(clip, cache, tmp_path, name)
     apart.run()
     assert results(log) == results(apart.log)
     assert apart.told is not None

@@ -17,6 +17,7 @@ from fedmoe.methods import FedTPG
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.generator import PromptGenerator
 from fedmoe.models.prompt import PromptLearner, template_features
+from fedmoe.privacy.gradients import per_example_gradients
 from fedmoe.protocol.parameters import ModelSpec
 from fedmoe.protocol.records import Loadout, RoundContext, Update
 from fedmoe.seeds import torch_generator
@@ -135,6 +136,18 @@ def test_a_clients_own_task_has_only_its_classes(embedded_clip: FrozenCLIP, data
     module.load(client_id, Loadout())
     with pytest.raises(UserError, match=r"method\.task is 'own', but there is no client"):
         method.loss(module, images, labels)
+
+
+def test_each_examples_gradient_is_known_for_privacy(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
+    """DP-SGD's gradients of single examples: their mean is the batch's."""
+    module = build_module(embedded_clip, data, FedTPG())
+    module.load(0, Loadout())
+    images, labels = data.client(0).train_features[:3], data.client(0).train_labels[:3]
+    found = per_example_gradients(module, images, labels)
+    parameters = list(module.trained(module.declared).values())
+    expected = torch.autograd.grad(module.method.loss(module, images, labels), parameters)
+    for parameter, whole in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(found[parameter].mean(dim=0), whole, rtol=1e-3, atol=1e-6)
 
 
 def test_the_mean_has_no_weights() -> None:

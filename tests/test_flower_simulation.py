@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from federation_helpers import Log, build_federation, differences, results
-from test_line import CONFIG, METHODS, PROMPT, data_of
+from test_line import CONFIG, METHODS, PROMPT, clip_of, data_of
 
 pytest.importorskip("flwr")
 
@@ -60,12 +60,17 @@ def simulated() -> Iterator[Callable[[ClientWork], SimulatedFleet]]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_same_bits_as_in_one_process(
-    embedded_clip: FrozenCLIP, cache: FeatureConfig, simulated: Callable[[ClientWork], SimulatedFleet], name: str
+    embedded_clip: FrozenCLIP,
+    vit_clip: FrozenCLIP,
+    cache: FeatureConfig,
+    simulated: Callable[[ClientWork], SimulatedFleet],
+    name: str,
 ) -> None:
-    data = data_of(embedded_clip, METHODS[name](), cache)
-    plain, log = build_federation(embedded_clip, data, METHODS[name](), CONFIG)
+    clip = clip_of(METHODS[name](), embedded_clip, vit_clip)
+    data = data_of(clip, METHODS[name](), cache)
+    plain, log = build_federation(clip, data, METHODS[name](), CONFIG)
     plain.run()
-    apart, log_apart = build_federation(embedded_clip, data, METHODS[name](), CONFIG, fleet=simulated)
+    apart, log_apart = build_federation(clip, data, METHODS[name](), CONFIG, fleet=simulated)
     apart.run()
     assert differences(plain.state, apart.state) == []
     assert results(log) == results(log_apart)

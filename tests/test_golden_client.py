@@ -20,7 +20,22 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fedmoe.client.module import ClientModule
 from fedmoe.config import OptimConfig, PromptConfig
-from fedmoe.methods import CoOp, FedAMP, FedOTP, FedPer, FedPGP, FedProx, Method, PFedMoAP, PromptFL
+from fedmoe.methods import (
+    DPFPL,
+    CoOp,
+    FedAMP,
+    FedOTP,
+    FedPer,
+    FedPGP,
+    FedPHA,
+    FedProx,
+    FedSEPT,
+    FedTPG,
+    Method,
+    PFedMoAP,
+    PromptFL,
+    PromptFolio,
+)
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
 from fedmoe.protocol.parameters import Scope
@@ -161,6 +176,11 @@ def test_lambda_and_the_attention_scale_by_hand(golden_clips: dict[str, FrozenCL
         (FedPer(), [(0.03, {"prompt", "own"})]),
         (FedPGP(), [(0.03, {"prompt"}), (0.2, {"U", "V"})]),
         (FedOTP(), [(0.03, {"prompt"}), (0.2, {"local"})]),
+        (PromptFolio(), [(0.03, {"prompt"}), (0.2, {"local"})]),
+        (FedPHA(), [(0.03, {"prompt"}), (0.2, {"local"})]),
+        (DPFPL(), [(0.03, {"prompt"}), (0.2, {"local"})]),
+        (FedSEPT(), [(0.03, {"factors"}), (0.2, {"residual", "router"})]),
+        (FedTPG(), [(0.03, {"generator"})]),
         (PFedMoAP(2), [(0.03, {"prompt"}), (0.2, {"gate"})]),
         (PFedMoAP(2, gate="linear", gate_sharing="averaged"), [(0.03, {"prompt"}), (0.2, {"gate"})]),
     ],

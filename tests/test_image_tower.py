@@ -51,6 +51,16 @@ def test_without_edits_it_is_open_clips(clip: FrozenCLIP, images: Tensor, first:
     assert encoder.name == f"tokens{first}" and encoder.identity == clip.fingerprint
 
 
+def test_half_precision_tokens_have_a_name_of_their_own(clip: FrozenCLIP, images: Tensor) -> None:
+    """Features of tokens that were rounded to float16, with plain open_clip behind the rounding."""
+    encoder = token_encoder(clip, 1, torch.float16)
+    assert (encoder.name, encoder.dtype) == ("tokens1-float16", torch.float16)
+    rounded = encoder.encode(images).half()
+    visual = clip.model.visual
+    plain = visual.ln_post(visual.transformer.resblocks[1](rounded.float()))[:, 0] @ visual.proj
+    torch.testing.assert_close(ImageTower(clip).upper(rounded, 1), normalize(plain, dim=-1), rtol=0, atol=1e-6)
+
+
 def test_many_images_are_encoded_in_parts_without_gradient(clip: FrozenCLIP, images: Tensor) -> None:
     tower, many = ImageTower(clip), images.repeat(30, 1, 1, 1)  # 150
     tokens, prompt = tower.lower(many, 0), draw(2, 64)

@@ -150,6 +150,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureConfig:
     return FeatureConfig(cache_dir=str(tmp_path_factory.mktemp("features")))
 
 
+def clip_of(method: Method, plain: FrozenCLIP, vit: FrozenCLIP) -> FrozenCLIP:
+    """One with a VisionTransformer for methods that learn in the image encoder."""
+    return vit if isinstance(method, TowerMethod) else plain
+
+
 def data_of(clip: FrozenCLIP, method: Method, cache: FeatureConfig) -> FederatedData:
     return prepare(DIGITS, Dirichlet(0.5, 5), clip, CONFIG, cache, seed=0, encoder=method.encoder(clip))
 
@@ -159,7 +164,7 @@ def test_only_bytes_cross_and_no_bit_changes(
     embedded_clip: FrozenCLIP, vit_clip: FrozenCLIP, cache: FeatureConfig, name: str
 ) -> None:
     method = METHODS[name]()
-    clip = vit_clip if isinstance(method, TowerMethod) else embedded_clip
+    clip = clip_of(method, embedded_clip, vit_clip)
     data = data_of(clip, method, cache)
     plain, log = build_federation(clip, data, method, CONFIG)
     plain.run()

@@ -24,6 +24,7 @@ from fedmoe.methods import FedLoRA, FedMaPLe, FedMGP, FedVPT, PFedMMA
 from fedmoe.methods.towers import TowerMethod
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import template_features
+from fedmoe.privacy.gradients import per_example_gradients
 from fedmoe.protocol.records import Loadout
 from fedmoe.runs.checkpoint import StateStore
 from fedmoe.seeds import torch_generator
@@ -128,6 +129,18 @@ def test_what_is_declared(vit_clip: FrozenCLIP, data: FederatedData) -> None:
     assert float(found["image_A"].abs().max()) == pytest.approx(1 / 8, rel=0.01)  # uniform up to 1 / sqrt(64)
 
 
+def test_half_precision_tokens_are_kept_so(vit_clip: FrozenCLIP, data: FederatedData, tmp_path: Path) -> None:
+    """In memory and in the cache, whence a second extraction reads the same; they are the float32 ones, rounded."""
+    digits, cache = Digits(subset=SubsetConfig(train=80, test=60)), FeatureConfig(cache_dir=str(tmp_path))
+    encoder = FedVPT(tokens="float16").encoder(vit_clip)
+    for _ in range(2):
+        half = prepare(digits, Dirichlet(0.5, 5), vit_clip, CONFIG, cache, seed=0, encoder=encoder).client(1)
+        assert half.train_features.dtype == torch.float16
+        assert torch.equal(half.train_features, data.client(1).train_features.half())
+        assert torch.equal(half.test_features, data.client(1).test_features.half())
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
 def test_tokens_are_cached_below_the_first_change(vit_clip: FrozenCLIP) -> None:
     names = [method.encoder(vit_clip).name for method in (FedVPT(), FedLoRA(first=2), FedLoRA(towers="text"))]
     assert names == ["tokens0", "tokens1", f"tokens{LAYERS}"]
@@ -148,6 +161,19 @@ def test_the_loss_falls_and_memory_may_be_saved(vit_clip: FrozenCLIP, data: Fede
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
     assert any(slope.any() for slope in found[0][1:])
+
+
+@pytest.mark.parametrize("make", [FedVPT, PFedMMA])
+def test_each_examples_gradient_is_known_for_privacy(vit_clip: FrozenCLIP, data: FederatedData, make: Any) -> None:
+    """DP-SGD's gradients of single examples: their mean is the batch's."""
+    module = module_of(vit_clip, data, make())
+    tokens, labels = data.client(0).train_features[:3], data.client(0).train_labels[:3]
+    found = per_example_gradients(module, tokens, labels)
+    parameters = list(module.trained(module.declared).values())
+    expected = torch.autograd.grad(module.method.loss(module, tokens, labels), parameters)
+    for parameter, whole in zip(parameters, expected, strict=True):
+        bound = 1e-5 * float(whole.abs().max())
+        torch.testing.assert_close(found[parameter].mean(dim=0), whole, rtol=1e-3, atol=bound)
 
 
 def test_groups_drawn_at_random_are_the_same_in_any_order_and_after_a_break(

@@ -1,1 +1,1 @@
-"""The embedded CLIP: model config and compact checkpoint of fedmoe-tiny. See README.md."""
+"""The embedded CLIP: model config and compact checkpoint of fedmoe-tiny and fedmoe-tiny-vit. See README.md."""

@@ -210,7 +210,11 @@ def read_block(path: Path, description: str | None = None) -> Block | None:
         return None
     if description is not None and metadata.get("description") != description:
         raise ValueError("it describes other features")
-    if values.dtype != torch.float32 or index.dtype != torch.int64 or index.shape != values.shape[:1]:
+    if (
+        values.dtype not in (torch.float32, torch.float16)
+        or index.dtype != torch.int64
+        or index.shape != values.shape[:1]
+    ):
         raise ValueError(
             f"it holds {values.dtype} of shape {tuple(values.shape)} for {index.dtype} of shape {tuple(index.shape)}"
         )

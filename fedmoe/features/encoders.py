@@ -69,8 +69,8 @@ def spatial_encoder(clip: FrozenCLIP) -> Encoder:
     return replace(clip_encoder(clip), name="spatial", encode=encode, shape=encode.shape)
 
 
-def token_encoder(clip: FrozenCLIP, first: int) -> Encoder:
-    """The tokens that enter block ``first`` of a VisionTransformer [b, N, w]: 605 kB an image of ViT-B/16's.
+def token_encoder(clip: FrozenCLIP, first: int, dtype: torch.dtype = torch.float32) -> Encoder:
+    """The tokens that enter block ``first`` of a VisionTransformer [b, N, w]: 605 kB an image of ViT-B/16's in float32.
 
     Raises:
         UserError: as ``ImageTower``.
@@ -81,7 +81,8 @@ def token_encoder(clip: FrozenCLIP, first: int) -> Encoder:
         return tower.lower(images, first)
 
     shape = (tower.tokens, tower.width)
-    return replace(clip_encoder(clip), name=f"tokens{first}", encode=encode, shape=shape)
+    name = f"tokens{first}" + ("" if dtype == torch.float32 else f"-{str(dtype).removeprefix('torch.')}")
+    return replace(clip_encoder(clip), name=name, encode=encode, shape=shape, dtype=dtype)
 
 
 def read_only_encoder() -> Encoder:

@@ -45,6 +45,7 @@ class Encoder:
         name: the kind of features, for the cache's key; CLIP's pooled features are "global".
         identity: architecture, weights and precision, for the cache's key.
         encode: inputs [b, ...] on ``device`` -> features [b, *shape].
+        dtype: the number format in which features are kept; another one than float32 is part of ``name``.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Encoder:
     encode: Callable[[Tensor], Tensor]
     shape: tuple[int, ...]
     device: torch.device
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Extraction:
 
     def __post_init__(self) -> None:
         count = len(self.reader.split)
-        self.values = torch.zeros(count, *self.shape)
+        self.values = torch.zeros(count, *self.shape, dtype=self.encoder.dtype)
         self.known = torch.zeros(count, dtype=torch.bool)
         self._views = self.shape[0] if self.shape != self.encoder.shape else 1  # V
 
@@ -229,7 +231,7 @@ class Extraction:
         """Inputs [b, ...] or [b, V, ...] -> features [b, *shape] float32 on the CPU."""
         flat = inputs if self.shape == self.encoder.shape else inputs.flatten(0, 1)  # [b V, ...]
         parts = [self.encoder.encode(part.to(self.encoder.device)) for part in flat.split(self.config.batch_size)]
-        values = torch.cat(parts).float().cpu().reshape(len(inputs), *self.shape)
+        values = torch.cat(parts).to(self.encoder.dtype).cpu().reshape(len(inputs), *self.shape)
         finite = torch.isfinite(values).flatten(1).all(dim=1)
         if not bool(finite.all()):
             raise UserError(

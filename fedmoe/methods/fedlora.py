@@ -43,6 +43,7 @@ class FedLoRA(TowerMethod):
             blocks of a changed tower.
         template: the sentence around a class name, with {class} in its place.
         save_memory: keep no activations within the towers' blocks for the backward pass, which computes them again.
+        tokens: number format in which the cached tokens are kept; float16 takes half the room.
     """
 
     label = "FedLoRA"
@@ -55,8 +56,9 @@ class FedLoRA(TowerMethod):
         first: int = 1,
         template: str = TEMPLATE,
         save_memory: bool = False,
+        tokens: Literal["float32", "float16"] = "float32",
     ) -> None:
-        super().__init__(template, save_memory)
+        super().__init__(template, save_memory, tokens)
         for name, value in {"rank": rank, "first": first}.items():
             if value < 1:
                 raise UserError(f"method.{name} is {value}; valid is an integer of at least 1.")

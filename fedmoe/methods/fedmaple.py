@@ -14,7 +14,7 @@ Shape letters: C classes, J blocks with prompts, n words, w width of the text to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fedmoe.errors import UserError
 from fedmoe.methods.towers import TEMPLATE, TowerMethod, deep_prompts, first_words, tower_of
@@ -42,6 +42,7 @@ class FedMaPLe(TowerMethod):
         std: standard deviation of the random starts.
         template: the sentence around a class name, with {class} in its place.
         save_memory: keep no activations within the towers' blocks for the backward pass, which computes them again.
+        tokens: number format in which the cached tokens are kept; float16 takes half the room.
     """
 
     label = "Fed-MaPLe"
@@ -53,8 +54,9 @@ class FedMaPLe(TowerMethod):
         std: float = 0.02,
         template: str = TEMPLATE,
         save_memory: bool = False,
+        tokens: Literal["float32", "float16"] = "float32",
     ) -> None:
-        super().__init__(template, save_memory)
+        super().__init__(template, save_memory, tokens)
         for name, value in {"vectors": vectors, "depth": depth}.items():
             if value < 1:
                 raise UserError(f"method.{name} is {value}; valid is an integer of at least 1.")

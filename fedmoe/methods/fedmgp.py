@@ -108,6 +108,7 @@ class FedMGP(TowerMethod):
             vectors go, and what they start from, with N(0, 0.01^2) added.
         save_memory: keep no activations within the image tower's blocks for the backward pass, which computes them
         again.
+        tokens: number format in which the cached tokens are kept; float16 takes half the room.
     """
 
     label = "FedMGP"
@@ -131,8 +132,9 @@ class FedMGP(TowerMethod):
         weights: Literal["examples", "equal"] = "examples",
         template: str = TEMPLATE,
         save_memory: bool = False,
+        tokens: Literal["float32", "float16"] = "float32",
     ) -> None:
-        super().__init__(template, save_memory)
+        super().__init__(template, save_memory, tokens)
         for name, value in {"sent": sent, "text_vectors": text_vectors, "vectors": vectors}.items():
             if value < 1:
                 raise UserError(f"method.{name} is {value}; valid is an integer of at least 1.")

@@ -80,6 +80,10 @@ class FedTPG(Method):
 
         server.shared.update(weighted_means([update.parameters for update in updates], [1] * len(updates)))
 
+    def prompt(self, client: Client) -> Tensor:
+        """No prompt of the usual length classifies; a fixed one, for what takes the loss's gradients by examples."""
+        return client.prompts.start
+
     def text(self, client: Client, names: Tensor) -> Tensor:
         """Text features of all classes [C, d] with the prompt for these class names [n, d]."""
         return client.prompts.encode(client.generator(names))  # type: ignore[attr-defined]

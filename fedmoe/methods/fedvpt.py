@@ -10,7 +10,7 @@ Shape letters: C classes, J blocks with prompts, p visual tokens, n words, w a t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fedmoe.errors import UserError
 from fedmoe.methods.towers import TEMPLATE, TowerMethod, deep_prompts, first_words, tower_of
@@ -37,6 +37,7 @@ class FedVPT(TowerMethod):
         std: standard deviation of the random starts, which are all but those from words.
         template: the sentence around a class name, with {class} in its place.
         save_memory: keep no activations within the towers' blocks for the backward pass, which computes them again.
+        tokens: number format in which the cached tokens are kept; float16 takes half the room.
     """
 
     label = "Fed-VPT"
@@ -49,8 +50,9 @@ class FedVPT(TowerMethod):
         std: float = 0.02,
         template: str = TEMPLATE,
         save_memory: bool = False,
+        tokens: Literal["float32", "float16"] = "float32",
     ) -> None:
-        super().__init__(template, save_memory)
+        super().__init__(template, save_memory, tokens)
         for name, value in {"vectors": vectors, "text_vectors": text_vectors}.items():
             if value < 0:
                 raise UserError(f"method.{name} is {value}; valid is an integer of at least 0.")

@@ -5,7 +5,7 @@ Shape letters: b images, C classes, N tokens of an image, w width of the image t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fedmoe.errors import UserError
 from fedmoe.protocol.method import Method
@@ -33,22 +33,32 @@ class TowerMethod(Method):
     Args:
         template: the sentence around a class name, with {class} in its place.
         save_memory: keep no activations within the towers' blocks for the backward pass, which computes them again.
+        tokens: number format in which the cached tokens are kept; float16 takes half the room.
     """
 
-    def __init__(self, template: str = TEMPLATE, save_memory: bool = False) -> None:
+    def __init__(
+        self, template: str = TEMPLATE, save_memory: bool = False, tokens: Literal["float32", "float16"] = "float32"
+    ) -> None:
         if "{class}" not in template:
             raise UserError(f"method.template is {template!r}; valid is a sentence with {{class}} in it.")
         self.template = template
         self.save_memory = save_memory
+        self.tokens = tokens
 
     def first_block(self, clip: FrozenCLIP) -> int:
         """The first block of the image tower that the method changes, from 0."""
         return 0
 
     def encoder(self, clip: FrozenCLIP) -> Encoder:
+        import torch
+
         from fedmoe.features.encoders import token_encoder
 
-        return token_encoder(clip, self.first_block(clip))
+        return token_encoder(clip, self.first_block(clip), getattr(torch, self.tokens))
+
+    def prompt(self, client: Client) -> Tensor:
+        """No prompt of this kind classifies; a fixed one, for what takes the gradients of the loss by examples."""
+        return client.prompts.start
 
     def image_edits(self, client: Client) -> Edits:
         """The changes to the blocks of the image tower."""
