@@ -32,8 +32,8 @@ class InTurn(Partition):
     """Example i belongs to client i mod N, in both splits."""
 
     def split(self, train: Split, test: Split, num_classes: int, num_clients: int, seed: int) -> list[ClientIndices]:
-        sizes = len(train), len(test)
-        return [ClientIndices(*(np.arange(i, size, num_clients) for size in sizes)) for i in range(num_clients)]
+        step = num_clients
+        return [ClientIndices(np.arange(i, len(train), step), np.arange(i, len(test), step)) for i in range(step)]
 
 
 class Records(Callback):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -45,7 +44,7 @@ class RemoteFleet:
         self.work, self.line, self.config, self.window, self.trusted = work, line, config, window, trusted
         classes = len(work.module.prompts.class_names)
         self.checks = Checks(work.module.shared_start(), classes)
-        self._crossed: Counter[str] = Counter()
+        self._crossed: dict[str, float] = {}
         self._expected = identity(work)
         self._known: dict[int, Introduction] = {}
         self._where: dict[int, int] = {}
@@ -159,14 +158,15 @@ class RemoteFleet:
             yield nothing(job.client_id, f"evaluation: {why}") if isinstance(why, str) else why
 
     def crossed(self) -> dict[str, float]:
-        sums, self._crossed = dict(self._crossed), Counter()
+        sums, self._crossed = self._crossed, {}
         if (traffic := self.line.traffic()) is not None:
             sums |= {"wire_down": traffic[0] - self._traffic[0], "wire_up": traffic[1] - self._traffic[1]}
             self._traffic = traffic
         return sums
 
     def _add(self, **numbers: float) -> None:
-        self._crossed.update(numbers)  # type: ignore[arg-type]
+        for name, number in numbers.items():
+            self._crossed[name] = self._crossed.get(name, 0) + number
 
     def states(self, known: Mapping[int, Known]) -> dict[int, ClientState]:
         return {}
