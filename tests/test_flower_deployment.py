@@ -213,7 +213,8 @@ def test_a_server_that_is_killed_resumes_to_the_same_bits(sites: Sites) -> None:
 
 
 def test_a_supernode_that_is_killed_is_dropped_and_comes_back_with_its_state(sites: Sites) -> None:
-    process = sites.start_fit("node", "--federation.rounds=15", "--engine.timeout=12")
+    rounds = 10
+    process = sites.start_fit("node", f"--federation.rounds={rounds}", "--engine.timeout=30")
     until(lambda: len(sites.lines("node")) >= 2, "round 1 does not end")
     sites.nodes[1].kill()
     sites.nodes[1].wait()
@@ -221,19 +222,14 @@ def test_a_supernode_that_is_killed_is_dropped_and_comes_back_with_its_state(sit
     sites.bring_back_node(1)
     process.join(500)
     assert process.exitcode == 0, sites.log("node")
-    failed = [line["round"] for line in sites.lines("node") if line["failed"]]
-    assert failed
-    assert all(set(line["failed"]) <= {"1"} for line in sites.lines("node"))
-    assert failed[-1] < 15  # it was back in time, with its state of the rounds before
-    kept = json.loads((sites.folder / "runs" / "node" / "state" / "round-00015.json").read_text())["clients"]["1"]
-    assert kept["version"] == 15
-    assert kept["rounds_seen"] == 15 - len([n for n in failed if _trained_in_vain(sites, n)])
-    reasons = {line["reason"] for line in sites.lines("node", "failures.jsonl")}
-    assert reasons and all("engine.timeout" in r or "not connected" in r or "unavailable" in r.lower() for r in reasons)
-
-
-def _trained_in_vain(sites: Sites, number: int) -> bool:
-    return any(line["round"] == number for line in sites.lines("node", "failures.jsonl"))
+    failed = [line["round"] for line in sites.lines("node") if "1" in line["failed"]]
+    assert 1 < failed[0] <= failed[-1] < rounds  # it was back in time, with its state of the rounds before
+    failures = [line for line in sites.lines("node", "failures.jsonl") if line["client"] == 1]
+    reasons = {line["reason"] for line in failures}
+    assert reasons <= {"no answer within engine.timeout = 30 seconds", "it is not connected"}
+    kept = json.loads((sites.folder / "runs" / "node" / "state" / f"round-{rounds:05d}.json").read_text())["clients"]
+    assert kept["1"]["version"] == rounds
+    assert kept["1"]["rounds_seen"] == rounds - len({line["round"] for line in failures})
 
 
 def test_a_client_with_other_settings_is_told_before_the_first_round(
