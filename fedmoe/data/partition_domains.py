@@ -11,6 +11,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -57,8 +58,8 @@ class DomainPartition(Partition):
         if train.domains is None or (len(test) and test.domains is None):
             raise UserError(
                 f"partition is {name}, which deals out each domain by itself, but {where} has no domains; valid is "
-                "data with domains (DomainNet, OfficeCaltech10, DigitDomains, or ImageFolder with layout domains), or the partition "
-                "IID, Dirichlet or Pathological."
+                "data with domains (DomainNet, OfficeCaltech10, DigitDomains, or ImageFolder with layout domains), or the "
+                "partition IID, Dirichlet or Pathological."
             )
         present = np.unique(train.domains)
         untrained = [] if test.domains is None else np.setdiff1d(test.domains, present).tolist()
@@ -156,7 +157,7 @@ class DomainClasses(DomainPartition):
 
     The classes of a domain are shuffled and laid on a circle. Its clients start at even distances on it and take
     ``classes_per_client`` classes in a row, so each class has the same number of holders, give or take one. The holders
-    of a class share its training and test examples evenly. federation.clients must be the number of domains times
+    of a class share its training examples evenly. federation.clients must be the number of domains times
     ``clients_per_domain``.
     """
 
@@ -167,8 +168,13 @@ class DomainClasses(DomainPartition):
     shots: int | None = None
     """Training examples of each of its classes that a client gets, drawn with the run's seed; the others are not used.
     null: its whole share."""
+    test: Literal["own", "domain"] = "own"
+    """Test images of a client: own, a share of those of its own classes; or domain, a share of those of all classes of
+    its domain, also those that only others of its domain have seen in training."""
 
     def __post_init__(self) -> None:
+        if self.test not in ("own", "domain"):
+            raise UserError(f"partition.test is {self.test!r}; valid is own or domain.")
         for key in ("classes_per_client", "clients_per_domain"):
             if getattr(self, key) < 1:
                 raise UserError(f"partition.{key} is {getattr(self, key)!r}; valid is an integer of at least 1.")
@@ -184,15 +190,16 @@ class DomainClasses(DomainPartition):
     ) -> list[ClientIndices]:
         if self.classes_per_client > num_classes:
             raise UserError(
-                f"partition.classes_per_client is {self.classes_per_client}, but there are {num_classes} classes; valid "
-                f"is 1 to {num_classes}."
+                f"partition.classes_per_client is {self.classes_per_client}, but there are {num_classes} classes; "
+                f"valid is 1 to {num_classes}."
             )
         held = _arcs(num_classes, self.clients_per_domain, self.classes_per_client, seed)
         parts: dict[str, list[list[np.ndarray]]] = {}
         for name, labels in (("train", train), ("test", test)):
             parts[name] = [[] for _ in held]
             for label in range(num_classes):
-                holders = [j for j, own in enumerate(held) if label in own]
+                everyone = name == "test" and self.test == "domain"
+                holders = [j for j, own in enumerate(held) if everyone or label in own]
                 generator = numpy_generator(seed, "partition", "classes", name, label)
                 shares = np.array_split(generator.permutation(np.flatnonzero(labels == label)), len(holders) or 1)
                 for j, share in zip(holders, shares, strict=False):
