@@ -244,8 +244,8 @@ def test_fedprox_without_pull_is_promptfl_and_with_it_stays_nearer(
     assert all(near < far for far, near in zip(*drifts, strict=True))
 
 
-def test_pfedmoap_without_experts_trains_as_promptfl(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
-    alone, _ = build(embedded_clip, data, PFedMoAP(num_experts=0))
+def test_pfedmoap_without_a_gate_trains_as_promptfl(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
+    alone, _ = build(embedded_clip, data, PFedMoAP(gate="none"))
     promptfl, _ = build(embedded_clip, data, PromptFL())
     alone.run()
     promptfl.run()

@@ -29,6 +29,7 @@ from fedmoe.methods import (
     FedPer,
     FedPGP,
     FedProx,
+    LocalAdapter,
     Method,
     PFedMoAP,
     PFedPrompt,
@@ -55,10 +56,17 @@ METHODS: dict[str, Callable[[], Method]] = {
     "FedPGP": FedPGP,
     "FedOTP": FedOTP,
     "PFedPrompt": PFedPrompt,
+    "LocalAdapter": LocalAdapter,
     "PFedMoAP": lambda: PFedMoAP(num_experts=2),
     "PFedMoAP held random": lambda: PFedMoAP(num_experts=2, assignment="random", evaluation_experts="held"),
     "PFedMoAP linear": lambda: PFedMoAP(num_experts=2, gate="linear"),
     "PFedMoAP averaged": lambda: PFedMoAP(num_experts=2, gate_sharing="averaged"),
+    "PFedMoAP alone": lambda: PFedMoAP(num_experts=0, gate_sharing="averaged"),
+    "PFedMoAP own held": lambda: PFedMoAP(num_experts=2, assignment="own", evaluation_experts="held"),
+    "PFedMoAP global": lambda: PFedMoAP(num_experts=2, assignment="global", gate_start="identity"),
+    "PFedMoAP noise": lambda: PFedMoAP(num_experts=2, assignment="noise", attention="uniform"),
+    "PFedMoAP untrained": lambda: PFedMoAP(num_experts=2, assignment="farthest", train_gate=False),
+    "PFedMoAP no gate": lambda: PFedMoAP(num_experts=2, gate="none"),
 }
 PROMPT = 16 * 64 * 4  # bytes of 16 vectors of 64 float32
 

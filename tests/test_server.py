@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from streams import stream
 
 from fedmoe.server.aggregation import weighted_mean, weighted_means
-from fedmoe.server.experts import nearest_experts, random_experts
+from fedmoe.server.experts import farthest_experts, nearest_experts, random_experts
 from fedmoe.server.sampling import sample_cohort
 from fedmoe.server.state import Known, ServerState
 
@@ -88,12 +88,13 @@ def test_a_copy_of_the_server_is_its_own_and_shares_tensors() -> None:
         frozenset({"prompt"}),
         {1: Known(1)},
         {"mean": torch.ones(2)},
+        {1: "sketch"},
     )
     copy = server.copy()
     assert copy.shared["prompt"] is server.shared["prompt"] and copy.shared.keys() == {"prompt"}
     assert copy.pool["prompt"][1] is server.pool["prompt"][1] and copy.pool.keys() == {"prompt"}
     assert copy.extras["mean"] is server.extras["mean"] and copy.extras.keys() == {"mean"}
-    assert (copy.kept, copy.clients) == (server.kept, server.clients)
+    assert (copy.kept, copy.clients, copy.domains) == (server.kept, server.clients, server.domains)
     copy.shared.clear(), copy.pool["prompt"].clear(), copy.pool.clear(), copy.clients.clear(), copy.extras.clear()
     assert server.shared and server.pool["prompt"] and server.clients and server.extras
 
@@ -119,6 +120,9 @@ def test_nearest_by_hand() -> None:
     assert nearest_experts(pool, 4, 99) == [1, 9, 2, 7]  # all there are, itself excluded
     assert nearest_experts(pool, 7, 1) == [4]
     assert nearest_experts({4: pool[4]}, 4, 3) == []
+    assert farthest_experts(pool, 4, 3) == [7, 2, 1]
+    assert farthest_experts(pool, 4, 99) == [7, 2, 1, 9]
+    assert farthest_experts({4: pool[4]}, 4, 3) == []
 
 
 def test_ties_among_many_go_by_id() -> None:

@@ -178,7 +178,9 @@ class ClientModule(L.LightningModule):
         )
         if "prompt" in self.experts:
             # Computed once, before training, without gradients (Algorithm 1, step 4).
-            self.expert_text = torch.stack([self.text_cache(prompt) for prompt in self.experts["prompt"]])
+            texts = [self.text_cache(prompt) for prompt in self.experts["prompt"]]
+            none = torch.empty(0, len(self.prompts.class_names), self.clip.feature_dim, device=self.device)
+            self.expert_text = torch.stack(texts) if texts else none
 
     def text_features(self, prompts: Tensor | None = None) -> Tensor:
         """L2-normalized text features: [C, d] of a prompt [l, w], by default the one the client classifies with

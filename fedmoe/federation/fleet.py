@@ -12,7 +12,7 @@ from fedmoe.client.work import ClientFailure, ClientWork
 from fedmoe.errors import UserError
 from fedmoe.protocol.parameters import Scope, part_of, select
 from fedmoe.protocol.records import About, ClientState, Failed, Scored, ScoreJob, Trained, TrainJob
-from fedmoe.server.state import Known
+from fedmoe.server.state import Known, ServerState
 
 
 class Fleet(Protocol):
@@ -41,6 +41,12 @@ class Fleet(Protocol):
         Raises:
             ValueError: a state does not belong to the method.
         """
+
+
+def known_after(server: ServerState, job: TrainJob) -> Known:
+    """What the server knows of a client that has carried out the order."""
+    seen, downlink = server.known(job.client_id).rounds_seen + 1, job.downlink
+    return Known(seen, downlink.expert_ids, job.round, gated=bool(downlink.experts))
 
 
 class LocalFleet:
@@ -87,7 +93,7 @@ class LocalFleet:
                     raise ValueError(f"client {client_id} keeps {name} of shape {list(tensor.shape)}")
             missing = shapes.keys() - state.parameters.keys()
             # Before its first experts a client has no gate: it would be as it was drawn.
-            without_gate = {part_of(name) for name in missing} == gates and not known[client_id].expert_ids
+            without_gate = {part_of(name) for name in missing} == gates and not known[client_id].has_gate
             if missing and not without_gate:
                 raise ValueError(f"client {client_id} lacks {', '.join(sorted(missing))}")
             self.kept.put(client_id, known[client_id].version, state)

@@ -14,10 +14,10 @@ from fedmoe.config import FederationConfig
 from fedmoe.errors import UserError
 from fedmoe.federation.accuracy import summarize
 from fedmoe.federation.evaluation import evaluate
-from fedmoe.federation.fleet import Fleet
+from fedmoe.federation.fleet import Fleet, known_after
 from fedmoe.protocol.method import Method
 from fedmoe.protocol.records import Failed, RoundContext, TrainJob
-from fedmoe.server.state import Known, ServerState
+from fedmoe.server.state import ServerState
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ def score_late_clients(
 
 def _train_alone(fleet: Fleet, method: Method, server: ServerState, client_id: int, context: RoundContext) -> None:
     """A round of a single client, whose upload is admitted but not averaged."""
-    known = server.known(client_id)
     downlink = method.configure(server, client_id, context)
-    for _, trained in fleet.train([TrainJob(client_id, context.round, known.version, downlink)]):
+    order = TrainJob(client_id, context.round, server.known(client_id).version, downlink)
+    for job, trained in fleet.train([order]):
         if isinstance(trained, Failed):
             raise UserError(f"Client {client_id} could not join: {trained.reason}.") from trained.error
         method.admit(server, trained.update)
-        server.clients[client_id] = Known(known.rounds_seen + 1, downlink.expert_ids, context.round)
+        server.clients[client_id] = known_after(server, job)

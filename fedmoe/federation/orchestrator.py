@@ -17,7 +17,7 @@ from fedmoe.config import FederationConfig
 from fedmoe.errors import UserError
 from fedmoe.federation.callbacks import Callback
 from fedmoe.federation.evaluation import Evaluation, evaluate
-from fedmoe.federation.fleet import Fleet
+from fedmoe.federation.fleet import Fleet, known_after
 from fedmoe.federation.state import FederationState
 from fedmoe.privacy.mechanism import Privacy
 from fedmoe.protocol.method import Method
@@ -57,6 +57,9 @@ class Federation:
     ) -> None:
         self.method, self.config, self.seed = method, config, seed
         self.fleet, self.server = fleet, server
+        domains = {i: fleet.about(i).domain for i in range(config.clients)}
+        server.domains = {i: domain for i, domain in domains.items() if domain is not None}
+        method.check_clients(server)
         self.rounds_done = -1
         self.callbacks = callbacks
         self.privacy = privacy or Privacy(None, config, seed)
@@ -70,7 +73,7 @@ class Federation:
 
     def restore(self, state: FederationState) -> None:
         """Continue from a checkpoint."""
-        self.rounds_done, self.server = state.round, state.server
+        self.rounds_done, self.server, state.server.domains = state.round, state.server, self.server.domains
         self.fleet.restore(state.server.clients, state.clients)
 
     def run(self) -> None:
@@ -99,9 +102,7 @@ class Federation:
             self.method.admit(server, update)
         if updates:
             self.method.aggregate(server, updates, context)
-        for client_id, (_, expert_ids) in trained.items():
-            seen = server.known(client_id).rounds_seen + 1
-            server.clients[client_id] = Known(seen, expert_ids, number)
+        server.clients.update({client_id: known for client_id, (_, known) in trained.items()})
         self.rounds_done = number
         self._describe(record, [result for result, _ in results])
         if number % config.evaluate_every == 0 or number == config.rounds:
@@ -118,9 +119,9 @@ class Federation:
         participants = range(self.config.participants)
         return evaluate(self.fleet, self.method, self.server, context, self.config.clients, participants)
 
-    def _train(self, context: RoundContext, record: RoundRecord) -> dict[int, tuple[Trained, tuple[int, ...]]]:
-        """Local training of the cohort under the policy ``federation.on_failure``; what came of it and the ids of the
-        experts, by client. Downlinks are not kept: a cohort's experts would fill the memory.
+    def _train(self, context: RoundContext, record: RoundRecord) -> dict[int, tuple[Trained, Known]]:
+        """Local training of the cohort under the policy ``federation.on_failure``; what came of it and what is known of
+        the client from then on. Downlinks are not kept: a cohort's experts would fill the memory.
 
         Raises:
             UserError: a mistake in the settings; or a failure, if failures are to stop the run.
@@ -128,7 +129,7 @@ class Federation:
         server, seconds = self.server, {"train": 0.0, "evaluate": 0.0}
         attempts = 1 + (self.config.retries if self.config.on_failure == "retry" else 0)
         waiting = deque((client_id, 0) for client_id in self.order(context.cohort))
-        trained: dict[int, tuple[Trained, tuple[int, ...]]] = {}
+        trained: dict[int, tuple[Trained, Known]] = {}
         record.bytes = {"down": 0, "up": 0, "evaluate_down": 0}
 
         def jobs() -> Iterator[TrainJob]:
@@ -145,7 +146,7 @@ class Federation:
             for job, result in self.fleet.train(jobs()):
                 seconds["train"] += result.seconds
                 if isinstance(result, Trained):
-                    trained[job.client_id] = (result, job.downlink.expert_ids)
+                    trained[job.client_id] = (result, known_after(server, job))
                     self._call("on_client_end", self, context, job.client_id, result.loss)
                     continue
                 self._fail(job, result, context)

@@ -39,7 +39,7 @@ def rehearse(work: ClientWork, privacy: Privacy, clients: Sequence[int]) -> None
             examples = work.about(client_id).train_examples
             update, states[client_id] = method.finish(module, state, downlink, examples)
             privacy.check(module, downlink, start, update)
-            server.clients[client_id] = Known(number, downlink.expert_ids, number)
+            server.clients[client_id] = Known(number, downlink.expert_ids, number, bool(downlink.experts))
             updates.append(update)
         for update in updates:
             method.admit(server, update)

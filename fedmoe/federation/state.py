@@ -51,7 +51,12 @@ class FederationState:
             tensors |= {f"client/{i}/parameters/{name}": tensor for name, tensor in client.parameters.items()}
             tensors |= {f"client/{i}/experts/{name}": tensor for name, tensor in client.experts.items()}
         known = {
-            str(i): {"rounds_seen": k.rounds_seen, "expert_ids": list(k.expert_ids), "version": k.version}
+            str(i): {
+                "rounds_seen": k.rounds_seen,
+                "expert_ids": list(k.expert_ids),
+                "version": k.version,
+                "gated": k.gated,
+            }
             for i, k in server.clients.items()
         }
         rest = {
@@ -73,7 +78,7 @@ class FederationState:
         _require_numbers(rest)
         server = ServerState({}, {name: {} for name in rest["pooled"]}, frozenset(rest["kept"]))
         server.clients = {
-            int(i): Known(seen["rounds_seen"], tuple(seen["expert_ids"]), seen["version"])
+            int(i): Known(seen["rounds_seen"], tuple(seen["expert_ids"]), seen["version"], seen.get("gated") is True)
             for i, seen in rest["clients"].items()
         }
         own: dict[int, dict[str, dict[str, Tensor]]] = {i: {"parameters": {}, "experts": {}} for i in server.clients}

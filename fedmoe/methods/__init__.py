@@ -10,6 +10,7 @@ from fedmoe.methods.fedotp import FedOTP
 from fedmoe.methods.fedper import FedPer
 from fedmoe.methods.fedpgp import FedPGP
 from fedmoe.methods.fedprox import FedProx
+from fedmoe.methods.local_adapter import LocalAdapter
 from fedmoe.methods.pfedmoap import PFedMoAP
 from fedmoe.methods.pfedprompt import PFedPrompt
 from fedmoe.methods.promptfl import PromptFL
@@ -24,6 +25,7 @@ __all__ = [
     "FedPGP",
     "FedPer",
     "FedProx",
+    "LocalAdapter",
     "Method",
     "PFedMoAP",
     "PFedPrompt",

@@ -18,11 +18,8 @@ from fedmoe.errors import UserError
 from fedmoe.models import functional
 
 
-class Gate(nn.Module, ABC):
-    """Maps an image to a mixture T_MoE of the experts' text features for each class.
-
-    Images and texts have CLIP's width d and are pooled to g here. Text features are those of the local expert, followed
-    by those of the others.
+class Pooled(nn.Module):
+    """A module that works on features pooled from CLIP's width d to g.
 
     Args:
         feature_dim: CLIP's feature width d.
@@ -48,6 +45,18 @@ class Gate(nn.Module, ABC):
             )
         self.feature_dim, self.gating_dim, self.pooling = feature_dim, gating_dim, pooling
 
+    def pool(self, features: Tensor) -> Tensor:
+        """[..., d] -> [..., g]"""
+        return self.poolings[self.pooling](features, self.gating_dim)
+
+
+class Gate(Pooled, ABC):
+    """Maps an image to a mixture T_MoE of the experts' text features for each class.
+
+    Images and texts have CLIP's width d and are pooled to g here. Text features are those of the local expert, followed
+    by those of the others. Arguments are those of ``Pooled``.
+    """
+
     @abstractmethod
     def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Image features [b, d] and text features [n, C, d] -> T_MoE [b, C, g]."""
@@ -59,10 +68,6 @@ class Gate(nn.Module, ABC):
     @abstractmethod
     def attention(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """The experts' weights in ``forward`` [b, C, h, n], for analysis; they sum to one over the experts."""
-
-    def pool(self, features: Tensor) -> Tensor:
-        """[..., d] -> [..., g]"""
-        return self.poolings[self.pooling](features, self.gating_dim)
 
 
 class AttentionGate(Gate):
@@ -77,7 +82,9 @@ class AttentionGate(Gate):
         heads: attention heads h; must divide g.
         scale: factor on query . key before the softmax; the release uses 10 in place of 1 / sqrt(g / h).
         generator: source of the initial parameters (torch.nn.Linear's distribution); None: torch's global one.
-        pooling: stride or average, see ``Gate``.
+        pooling: stride or average, see ``Pooled``.
+        start: random, or identity for the query and key maps, so that each expert's similarity with the image decides
+            its weight from the first step on. The value and output maps start the same in both cases.
 
     Raises:
         UserError: a width does not divide the other.
@@ -91,6 +98,7 @@ class AttentionGate(Gate):
         scale: float = 10.0,
         generator: torch.Generator | None = None,
         pooling: str = "stride",
+        start: str = "random",
     ) -> None:
         super().__init__(feature_dim, gating_dim, pooling)
         if heads < 1 or gating_dim % heads:
@@ -99,10 +107,14 @@ class AttentionGate(Gate):
                 f"valid are {_divisors(gating_dim)}."
             )
         self.heads, self.scale = heads, scale
-        self.query = _linear(gating_dim, gating_dim, generator)
-        self.key = _linear(gating_dim, gating_dim, generator)
-        self.value = _linear(gating_dim, gating_dim, generator)
-        self.output = _linear(gating_dim, gating_dim, generator)
+        self.query = linear(gating_dim, gating_dim, generator)
+        self.key = linear(gating_dim, gating_dim, generator)
+        self.value = linear(gating_dim, gating_dim, generator)
+        self.output = linear(gating_dim, gating_dim, generator)
+        if start == "identity":
+            for layer in (self.query, self.key):
+                nn.init.eye_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Image features [b, d] and text features [K + 1, C, d], the local expert's first -> T_MoE [b, C, g]."""
@@ -134,6 +146,20 @@ class AttentionGate(Gate):
         return x.unflatten(-1, (self.heads, -1))  # [..., g] -> [..., h, e]
 
 
+class UniformGate(AttentionGate):
+    """A control: every expert has the same weight 1 / (K + 1), for all images, classes and heads.
+
+    Query and key maps are drawn, so that value and output maps start as those of an attention gate do, and then unused.
+    """
+
+    def _attention(self, image: Tensor, text: Tensor) -> Tensor:
+        experts, classes = text.shape[:2]
+        return image.new_full((len(image), classes, self.heads, experts), 1 / experts)
+
+
+ATTENTIONS: Mapping[str, type[AttentionGate]] = {"learned": AttentionGate, "uniform": UniformGate}
+
+
 class LinearGate(Gate):
     """A linear projection of the image to one weight for each of a fixed number of experts (the ablation of table 7).
 
@@ -149,7 +175,7 @@ class LinearGate(Gate):
         gating_dim: width g the features are pooled to; must divide d.
         num_experts: number K of non-local experts.
         generator: source of the initial parameters (torch.nn.Linear's distribution); None: torch's global one.
-        pooling: stride or average, see ``Gate``.
+        pooling: stride or average, see ``Pooled``.
 
     Raises:
         UserError: g does not divide d.
@@ -164,7 +190,7 @@ class LinearGate(Gate):
         pooling: str = "stride",
     ) -> None:
         super().__init__(feature_dim, gating_dim, pooling)
-        self.projection = _linear(gating_dim, num_experts + 1, generator)
+        self.projection = linear(gating_dim, num_experts + 1, generator)
 
     def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         text = self.pool(text_features)  # [n, C, g]
@@ -185,7 +211,7 @@ class LinearGate(Gate):
         return self.projection(image)[:, :experts].softmax(dim=-1)
 
 
-def _linear(inputs: int, outputs: int, generator: torch.Generator | None) -> nn.Linear:
+def linear(inputs: int, outputs: int, generator: torch.Generator | None) -> nn.Linear:
     """A linear map with torch.nn.Linear's own initial distribution, U(-1/sqrt(inputs), 1/sqrt(inputs))."""
     layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
     bound = 1 / math.sqrt(inputs)

@@ -28,8 +28,8 @@ class Client(Protocol):
         logit_scale: exp of CLIP's logit scale, 1 / tau.
         constants: the method's ``constants``.
         received: the shared parameters as the server sent them.
-        experts: the experts' parameters as the server sent them, [K, l, w].
-        expert_text: the experts' text features [K, C, d], l2-normalized; None without experts.
+        experts: the experts' parameters by name, [K, l, w]; K = 0 where the gate takes part without experts.
+        expert_text: the experts' text features [K, C, d], l2-normalized; None without experts and gate.
         extras: whatever else the server sent.
         data: the client's own data; None if the module is used outside a federation.
     """

@@ -44,6 +44,13 @@ class Method:
             UserError: they do not fit.
         """
 
+    def check_clients(self, server: ServerState) -> None:
+        """Check the settings against what the server knows of its clients before the first round.
+
+        Raises:
+            UserError: they do not fit.
+        """
+
     def schedule(self, federation: FederationConfig) -> FederationConfig:
         """The rounds, participation and epochs that this method runs with, given those of the configuration."""
         return federation

@@ -38,7 +38,9 @@ class Downlink:
     """Server to client, before a client trains or is evaluated."""
 
     parameters: Tensors = field(default_factory=dict)  # current values of shared parameters
-    experts: Tensors = field(default_factory=dict)  # K other clients' values of shared parameters, stacked: [K, l, w]
+    # Values of shared parameters that serve as experts, stacked: [K, l, w]. A name with K = 0 costs no bytes and says
+    # that the gate takes part.
+    experts: Tensors = field(default_factory=dict)
     extras: Tensors = field(default_factory=dict)  # whatever else a method sends
     expert_ids: tuple[int, ...] = ()  # whose values the experts are; not sent
 

@@ -1,25 +1,34 @@
-"""Which other clients' prompts a client receives as experts.
+"""What a client receives as experts: other clients' prompts, or, as controls, something in their place.
 
 Shape letters: l context tokens, w token width, K experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fedmoe.seeds import numpy_generator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedmoe.server.state import ServerState
+
 Seeds = tuple[int | str, ...]  # the place of a draw: run seed, round, client
 
 
-class Assignment(Protocol):
-    """Chooses the experts of a client: (pool, client, K, seed) -> ids of at most K other clients."""
+@dataclass(frozen=True)
+class Experts:
+    """What is sent to a client as its experts."""
 
-    def __call__(self, pool: Mapping[int, Tensor], client_id: int, count: int, seed: Seeds) -> list[int]: ...
+    prompts: Tensor  # [n, l, w]; n < K where the client makes copies itself, or there are no more
+    ids: tuple[int, ...] = ()  # the clients whose prompts the experts are, in order; none if they are nobody's
+
+
+Assignment = Callable[["ServerState", int, int, Seeds], Experts]
+"""(server, client with an entry in the pool, K, place of the draw) -> experts."""
 
 
 def nearest_experts(pool: Mapping[int, Tensor], client_id: int, count: int, seed: Seeds = ()) -> list[int]:
@@ -27,14 +36,24 @@ def nearest_experts(pool: Mapping[int, Tensor], client_id: int, count: int, seed
 
     Fewer if the pool has fewer (Algorithm 1, step 3). Distances are sums of squared differences in float64.
     """
+    return _by_distance(pool, client_id)[:count]
+
+
+def farthest_experts(pool: Mapping[int, Tensor], client_id: int, count: int, seed: Seeds = ()) -> list[int]:
+    """The K prompts farthest in l2 from the client's own pool entry; farthest first, ties by client id."""
+    return _by_distance(pool, client_id, descending=True)[:count]
+
+
+def _by_distance(pool: Mapping[int, Tensor], client_id: int, descending: bool = False) -> list[int]:
+    """All other clients, ordered by the distance of their prompts from the client's; ties by client id."""
     import torch
 
     others = sorted(other for other in pool if other != client_id)
-    if not others or count == 0:
+    if not others:
         return []
     own = pool[client_id].double()
     distances = torch.stack([(pool[other].double() - own).square().sum() for other in others])
-    order = torch.sort(distances, stable=True).indices[:count]
+    order = torch.sort(distances, stable=True, descending=descending).indices
     return [others[i] for i in order.tolist()]
 
 
@@ -43,3 +62,68 @@ def random_experts(pool: Mapping[int, Tensor], client_id: int, count: int, seed:
     others = sorted(other for other in pool if other != client_id)
     drawn = numpy_generator(0, "experts", *seed).choice(len(others), size=min(count, len(others)), replace=False)
     return [others[i] for i in drawn]
+
+
+def _from_pool(choose: Callable[[Mapping[int, Tensor], int, int, Seeds], list[int]]) -> Assignment:
+    """The prompts of the clients that ``choose`` names."""
+
+    def assign(server: ServerState, client_id: int, count: int, seed: Seeds) -> Experts:
+        pool = server.pooled("prompt")
+        ids = choose(pool, client_id, count, seed)
+        return Experts(_stack([pool[i] for i in ids], pool[client_id]), tuple(ids))
+
+    return assign
+
+
+def same_domain(server: ServerState, client_id: int, count: int, seed: Seeds) -> Experts:
+    """K clients of the pool that have the client's domain, drawn uniformly without replacement.
+
+    An oracle: only a simulation knows the clients' domains.
+    """
+    mine, pool = server.domains.get(client_id), server.pooled("prompt")
+    alike = {other: prompt for other, prompt in pool.items() if server.domains.get(other) == mine}
+    ids = random_experts(alike, client_id, count, seed)
+    return Experts(_stack([pool[i] for i in ids], pool[client_id]), tuple(ids))
+
+
+def own_copies(server: ServerState, client_id: int, count: int, seed: Seeds) -> Experts:
+    """The client's own prompt K times. The client has it, so nothing is sent."""
+    return Experts(_stack([], server.pooled("prompt")[client_id]), (client_id,) * count)
+
+
+def global_copies(server: ServerState, client_id: int, count: int, seed: Seeds) -> Experts:
+    """The global prompt, sent once; the client makes K experts of it."""
+    prompt = server.shared["prompt"]
+    return Experts(_stack([prompt][:count], prompt))
+
+
+def noise(server: ServerState, client_id: int, count: int, seed: Seeds) -> Experts:
+    """Noise in place of each prompt P that nearest would have given: z |P| / |z|, where z is drawn from N(0, 1) in each
+    of the l w coordinates and | | is the l2 norm of all of them, computed in float64."""
+    import torch
+
+    pool = server.pooled("prompt")
+    draws, prompts = numpy_generator(0, "noise", *seed), []
+    for nearest in nearest_experts(pool, client_id, count):
+        prompt = pool[nearest].double()
+        drawn = torch.from_numpy(draws.standard_normal(tuple(prompt.shape))).to(prompt)
+        prompts.append((drawn * (prompt.norm() / drawn.norm())).to(pool[nearest].dtype))
+    return Experts(_stack(prompts, pool[client_id]))
+
+
+def _stack(prompts: list[Tensor], like: Tensor) -> Tensor:
+    """[n, *like.shape], also for n = 0."""
+    import torch
+
+    return torch.stack(prompts) if prompts else like.new_empty(0, *like.shape)
+
+
+ASSIGNMENTS: Mapping[str, Assignment] = {
+    "nearest": _from_pool(nearest_experts),
+    "random": _from_pool(random_experts),
+    "farthest": _from_pool(farthest_experts),
+    "same_domain": same_domain,
+    "own": own_copies,
+    "global": global_copies,
+    "noise": noise,
+}

@@ -17,6 +17,11 @@ class Known:
     rounds_seen: int = 0  # number of rounds it has trained in
     expert_ids: tuple[int, ...] = ()  # whose values were its experts in the last of these rounds
     version: int = 0  # the last of these rounds, whose state the client is to use; 0 for none
+    gated: bool = False  # whether a gate took part in it, which it can do without other clients' values
+
+    @property
+    def has_gate(self) -> bool:
+        return self.gated or bool(self.expert_ids)
 
 
 @dataclass
@@ -29,6 +34,7 @@ class ServerState:
         kept: names of the shared parameters of which a client that has trained keeps its own last value.
         clients: what is known about each client that has trained.
         extras: further named tensors that a method keeps between rounds; checkpoints include them.
+        domains: each client's domain, where the data has domains.
     """
 
     shared: dict[str, Tensor]
@@ -36,6 +42,7 @@ class ServerState:
     kept: frozenset[str] = frozenset()
     clients: dict[int, Known] = field(default_factory=dict)
     extras: dict[str, Tensor] = field(default_factory=dict)
+    domains: Mapping[int, str] = field(default_factory=dict)
 
     def known(self, client_id: int) -> Known:
         return self.clients.get(client_id, Known())
@@ -51,4 +58,4 @@ class ServerState:
     def copy(self) -> ServerState:
         """A copy whose mappings can be changed. Tensors are shared, since none is written to in place."""
         pool = {name: dict(entries) for name, entries in self.pool.items()}
-        return ServerState(dict(self.shared), pool, self.kept, dict(self.clients), dict(self.extras))
+        return ServerState(dict(self.shared), pool, self.kept, dict(self.clients), dict(self.extras), self.domains)
