@@ -32,9 +32,11 @@ class ClipConfig:
     """The frozen CLIP."""
 
     architecture: str = "RN50"
-    """Name of an open_clip architecture (RN50, ViT-B-16, ...), or fedmoe-tiny, the CLIP shipped with this package."""
+    """Name of an open_clip architecture (RN50, ViT-B-16, ...), or fedmoe-tiny or fedmoe-wide, which come with this
+    package."""
     pretrained: str | None = "openai"
-    """open_clip's tag of the weights (openai, laion2b_s34b_b88k, ...; glyphs for fedmoe-tiny); null: random weights."""
+    """open_clip's tag of the weights (openai, laion2b_s34b_b88k, ...; glyphs for fedmoe-tiny and fedmoe-wide); null:
+    random weights."""
     weights: str | None = None
     """A local weights file instead of the tag: OpenAI's .pt, an open_clip checkpoint, or safetensors."""
     model_config: str | None = None

@@ -58,8 +58,8 @@ class DomainPartition(Partition):
         if train.domains is None or (len(test) and test.domains is None):
             raise UserError(
                 f"partition is {name}, which deals out each domain by itself, but {where} has no domains; valid is "
-                "data with domains (DomainNet, OfficeCaltech10, DigitDomains, or ImageFolder with layout domains), or the "
-                "partition IID, Dirichlet or Pathological."
+                "data with domains (DomainNet, OfficeCaltech10, DigitDomains, or ImageFolder with layout domains), or "
+                "the partition IID, Dirichlet or Pathological."
             )
         present = np.unique(train.domains)
         untrained = [] if test.domains is None else np.setdiff1d(test.domains, present).tolist()

@@ -11,6 +11,7 @@ from fedmoe.methods.fedper import FedPer
 from fedmoe.methods.fedpgp import FedPGP
 from fedmoe.methods.fedprox import FedProx
 from fedmoe.methods.local_adapter import LocalAdapter
+from fedmoe.methods.neighbour_mixture import NeighbourMixture
 from fedmoe.methods.pfedmoap import PFedMoAP
 from fedmoe.methods.pfedprompt import PFedPrompt
 from fedmoe.methods.promptfl import PromptFL
@@ -27,6 +28,7 @@ __all__ = [
     "FedProx",
     "LocalAdapter",
     "Method",
+    "NeighbourMixture",
     "PFedMoAP",
     "PFedPrompt",
     "PromptFL",
