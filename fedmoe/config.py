@@ -90,6 +90,10 @@ class FederationConfig:
     validation: float = 0.0
     """Share of each client's training examples, in [0, 1), that it does not train on: drawn evenly over its classes.
     Their accuracy is what settings and checkpoints are chosen by; 0 in the paper's tables."""
+    evaluate_others: bool = False
+    """Whether evaluations also score each client on the test images of classes that it has no training images of: of
+    all clients, or of those of its domain, where the data has domains. That is a simulation's privilege, and costs as
+    much as evaluating every client on all of these images."""
     late_clients: int = 0
     """Number of clients, the last ones of the N, that take part in no round and no evaluation of the run; evaluate lets
     them join the finished run."""

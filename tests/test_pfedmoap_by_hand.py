@@ -201,7 +201,7 @@ def test_a_linear_gate_and_lambda_weigh_the_logits(lmbda: float) -> None:
     made = method(gate="linear", lmbda=lmbda)
     assert made.logits(client, IMAGE).tolist() == [pytest.approx(expected, rel=1e-6)]
     analysis = made.analyse(client, IMAGE.expand(5, 2))
-    assert analysis.keys() == {"attention"}
+    assert analysis.keys() == {"attention", "entropy", "top_share", "without_experts"}
     assert analysis["attention"].tolist() == pytest.approx([0.25, 0.75], rel=1e-6)
 
 

@@ -22,6 +22,7 @@ from fedmoe.errors import UserError
 from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.federation.state import FederationState
 from fedmoe.methods import PFedMoAP
+from fedmoe.models.functional import normalized_entropy, top_share
 from fedmoe.models.gating import AttentionGate
 from fedmoe.protocol.parameters import ModelSpec
 from fedmoe.protocol.records import ClientState, Downlink, Loadout, RoundContext
@@ -314,3 +315,44 @@ def test_the_server_and_a_checkpoint_know_of_a_gate_without_ids_of_experts(
     assert read.server.clients == federation.server.clients
     again, _ = build_federation(embedded_clip, data, made, CONFIG, state=read)
     assert again.evaluate(CONTEXT).accuracy == federation.evaluate(CONTEXT).accuracy
+
+
+# Whether the gate mixes
+
+
+def test_entropy_and_largest_weight_by_hand() -> None:
+    """Two images, two classes, one head, four experts: entropies 0, log 2 and log 4 over log 4."""
+    one, two, four = [1.0, 0.0, 0.0, 0.0], [0.0, 0.5, 0.5, 0.0], [0.25] * 4
+    weights = torch.tensor([[[one], [two]], [[four], [four]]])
+    assert normalized_entropy(weights).tolist() == pytest.approx([0.25, 1.0])
+    assert top_share(weights).tolist() == pytest.approx([0.75, 0.25])
+    heads = torch.tensor([[[two, four]]])  # one image and class, two heads
+    assert normalized_entropy(heads).tolist() == pytest.approx([0.75])
+    assert top_share(heads).tolist() == pytest.approx([0.375])
+
+
+def test_what_a_gate_says_of_its_experts() -> None:
+    """A linear gate of weights (1/4, 3/4): the other expert has the classes exchanged, and outvotes the local one."""
+    other = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    made = method(gate="linear", num_experts=1, lmbda=0.25)
+    client = toy_client(made, torch.eye(2), Loadout(experts={"prompt": other[None]}))
+    with torch.no_grad():
+        client.gate.projection.weight.zero_()
+        client.gate.projection.bias.copy_(torch.tensor([0.0, math.log(3)]))
+    found = made.analyse(client, IMAGE.expand(3, 2))
+    entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75)) / math.log(2)
+    assert found["entropy"].tolist() == pytest.approx([entropy] * 3)
+    assert found["top_share"].tolist() == pytest.approx([0.75] * 3)
+    assert found["without_experts"].tolist() == [pytest.approx([SCALE * 1.25 * 0.6, SCALE * 1.25 * 0.8])] * 3
+    with_experts = made.logits(client, IMAGE)
+    assert int(with_experts.argmax()) == 0 and int(found["without_experts"][0].argmax()) == 1
+
+
+@pytest.mark.parametrize("gate", ["attention", "linear"])
+def test_without_experts_is_as_if_each_were_a_copy_of_the_local_one(gate: Any) -> None:
+    made = method(gate=gate, num_experts=3)
+    others = torch.rand(3, 2, 2, generator=torch_generator(4))
+    client = toy_client(made, torch.eye(2), Loadout(experts={"prompt": others}))
+    alone = made.analyse(client, IMAGE)["without_experts"]
+    client.expert_text = torch.eye(2).expand(3, 2, 2)
+    torch.testing.assert_close(made.logits(client, IMAGE), alone)

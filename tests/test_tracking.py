@@ -54,6 +54,10 @@ def under(group: str, key: str) -> Callable[[dict[str, Any]], Any]:
     return lambda r: r[group][key]
 
 
+def or_none(group: str, key: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda r: r[group][key] if r[group] else None
+
+
 # Where each number of a round stands in its line of rounds.jsonl.
 PLACES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "round": lambda r: r["round"],
@@ -66,6 +70,8 @@ PLACES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "validation/accuracy/mean": lambda r: r["validation"]["mean"] if r["validation"] else None,
     "validation/accuracy/std": lambda r: r["validation"]["std"] if r["validation"] else None,
     **{f"quality/{key}": under("quality", key) for key in ("weighted", "balanced", "ece")},
+    **{f"gate/{key}": or_none("gate", key) for key in ("entropy", "entropy_p10", "top_share", "expert_contribution")},
+    **{f"accuracy_others/{key}": or_none("accuracy_others", key) for key in ("mean", "std")},
     "attention/local": lambda r: r["attention"]["local"] if r["attention"] else None,
     **{f"seconds/{key}": under("seconds", key) for key in ("train", "evaluate", "other")},
     **{f"bytes/{key}": under("bytes", key) for key in ("down", "up", "evaluate_down")},

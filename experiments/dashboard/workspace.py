@@ -37,6 +37,7 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
         Panel("Spread over clients (standard deviation)", "lines", ("accuracy/std",), "%"),
         Panel("Worst and best client", "lines", ("accuracy/min", "accuracy/max"), "%"),
         Panel("On the validation splits", "lines", ("validation/accuracy/mean", "validation/accuracy/std"), "%"),
+        Panel("On classes that only others hold", "lines", ("accuracy_others/mean", "accuracy_others/std"), "%"),
         Panel("Over all test examples", "lines", ("quality/weighted", "quality/balanced", "quality/ece"), "%"),
         Panel("Last round: mean accuracy", "bars", ("final/accuracy_mean",), "%"),
     ),
@@ -49,6 +50,9 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
     ),
     "Experts": (
         Panel("Attention on the local expert", "lines", ("attention/local",)),
+        Panel("Entropy of the weights", "lines", ("gate/entropy", "gate/entropy_p10"), "1: uniform"),
+        Panel("Largest weight", "lines", ("gate/top_share",)),
+        Panel("Contribution of the experts", "lines", ("gate/expert_contribution",), "points"),
         Panel("Who uses whose prompt", "media", ("experts/assignment",)),
         Panel("Attention per expert (figure 6)", "media", ("experts/attention",)),
     ),

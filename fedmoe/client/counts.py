@@ -27,3 +27,15 @@ def calibration(logits: Tensor, labels: Tensor) -> Tensor:
     place = (torch.ceil(confidence * BINS) - 1).clamp(0, BINS - 1).long()
     rows = torch.stack([torch.ones_like(confidence), confidence, (predicted == labels).double()], dim=1)  # [b, 3]
     return torch.zeros(BINS, 3, dtype=torch.float64).index_add(0, place, rows)
+
+
+def gate_sums(entropy: Tensor, top_share: Tensor, without_experts: Tensor, labels: Tensor) -> Tensor:
+    """Sums over images of a gate's normalized entropy [b] and largest weight [b], and how many logits [b, C] without
+    the experts are right: [3], float64."""
+    right = without_experts.argmax(dim=1) == labels
+    return torch.stack([entropy.double().sum(), top_share.double().sum(), right.double().sum()])
+
+
+def right_and_all(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many of the logits [b, C] are right, and how many there are: [2], int64."""
+    return torch.stack([(logits.argmax(dim=1) == labels).sum(), torch.tensor(len(labels))])

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from fedmoe.client.counts import calibration, confusion
+from fedmoe.client.counts import calibration, confusion, gate_sums, right_and_all
 from fedmoe.client.module import ClientModule
 from fedmoe.config import FederationConfig, RuntimeConfig
 from fedmoe.features.client_data import FeatureBatches, FederatedData
@@ -107,19 +107,30 @@ class ClientWork:
         except ClientFailure as failure:
             failed = f"fine-tuning: {failure}"
         own, sums = self.data.client(job.client_id), dict[str, Tensor]()
+        entropies: list[Tensor] = []  # of each image, where there is a gate over experts
         for features, labels in FeatureBatches(own.test_features, own.test_labels, BATCH):
             logits = self._logits(features)
-            parts = {name: len(labels) * mean.cpu().double() for name, mean in self._analyse(features).items()}
-            parts |= {"confusion": confusion(logits, labels), "calibration": calibration(logits, labels)}
+            found = {name: value.cpu() for name, value in self._analyse(features).items()}
+            parts = {"confusion": confusion(logits, labels), "calibration": calibration(logits, labels)}
+            if "entropy" in found:
+                entropies.append(found["entropy"].double())
+                shares = found.pop("entropy"), found.pop("top_share")
+                parts["gate"] = gate_sums(*shares, found.pop("without_experts"), labels)
+            parts |= {name: len(labels) * mean.double() for name, mean in found.items()}
             sums = {name: sums[name] + part if name in sums else part for name, part in parts.items()}
         correct, total = int(sums["confusion"].trace()), len(own.test_labels)
-        held_out = torch.zeros(2, dtype=torch.int64)  # right and all validation examples
-        for features, labels in FeatureBatches(own.validation_features, own.validation_labels, BATCH):
-            right = (self._logits(features).argmax(dim=1) == labels).sum()
-            held_out += torch.stack([right, torch.tensor(len(labels))])
-        if held_out[1]:
-            sums["validation"] = held_out
+        if entropies:
+            sums["gate_p10"] = torch.cat(entropies).quantile(0.1).unsqueeze(0)
+        sums |= self._right_and_all("validation", own.validation_features, own.validation_labels)
+        if self.config.evaluate_others:
+            sums |= self._right_and_all("others", *self.data.others_test(job.client_id))
         return Scored(job.client_id, correct, total, sums, failed)
+
+    def _right_and_all(self, name: str, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """How many images the client gets right, and how many there are [2], by name; nothing without images."""
+        batches = FeatureBatches(features, labels, BATCH)
+        counts = [right_and_all(self._logits(features), labels) for features, labels in batches]
+        return {name: torch.stack(counts).sum(dim=0)} if counts else {}
 
     def _logits(self, features: Tensor) -> Tensor:
         """Logits [b, C] on the CPU."""

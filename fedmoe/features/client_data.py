@@ -99,6 +99,7 @@ class FederatedData:
         self.feature_dim = test_features.shape[-1]
         self._train = _by_client(given, dataset.train.labels, [client.train for client in used])
         self._test = _by_client(test_features, dataset.test.labels, [client.test for client in used])
+        self._test_of: dict[str | None, tuple[Tensor, Tensor]] = {}  # of all clients of a domain, made when asked for
         self._validation = [(test_features[:0], self._test[0][1][:0])] * len(used)
         if held_out is not None:
             indices = [_without(own, damaged[0]) for own in held_out]
@@ -131,6 +132,20 @@ class FederatedData:
             validation_features=held_out_features,
             validation_labels=held_out_labels,
         )
+
+    def others_test(self, client_id: int) -> tuple[Tensor, Tensor]:
+        """Test images of classes that the client has no training images of, and their labels: [m, d] and [m].
+
+        They are all clients', or, where the data has domains, those of all clients of the client's domain.
+        """
+        domain = self._domains[client_id]
+        if domain not in self._test_of:
+            members = [own for own, where in zip(self._test, self._domains, strict=True) if where == domain]
+            features, labels = zip(*members, strict=True)
+            self._test_of[domain] = (torch.cat(features), torch.cat(labels))
+        features_of, labels_of = self._test_of[domain]
+        unknown = ~torch.isin(labels_of, self._train[client_id][1])
+        return features_of[unknown], labels_of[unknown]
 
     def summary(self) -> dict[str, Any]:
         """The contents of partition.json: class_names, counts_train [N][C], counts_test [N][C], domains [N] or null.

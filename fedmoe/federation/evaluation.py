@@ -5,7 +5,8 @@ Shape letters: K experts.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,6 +35,8 @@ class Evaluation:
     validation: dict[str, float] | None = None  # as accuracy, on the validation splits; None without them
     quality: dict[str, float] | None = None  # percent: weighted, balanced, ece
     confusion: list[list[int]] = field(default_factory=list)  # over all clients, true classes in rows
+    accuracy_others: dict[str, float] | None = None  # as accuracy, on classes that the client does not train on
+    gate: dict[str, float] | None = None  # runs.records.GateNumbers, means over the clients that have them
 
 
 def evaluate(
@@ -75,6 +78,8 @@ def evaluate(
             correct=scored[i].correct if i in scored else 0,
             total=scored[i].total if i in scored else 0,
             train_examples=about[i].train_examples,
+            accuracy_others=_others(scored[i]) if i in scored else None,
+            gate=_gate(scored[i]) if i in scored else None,
         )
         for i in range(num_clients)
     ]
@@ -90,12 +95,46 @@ def evaluate(
         _validation(inorder),
         quality(confusion, torch.stack([score.sums["calibration"] for score in inorder]).sum(dim=0)),
         confusion.tolist(),
+        _summary([score.accuracy_others / 100 for score in scores if score.accuracy_others is not None]),
+        _means([score.gate for score in scores if score.gate is not None]),
     )
 
 
 def _validation(scored: Sequence[Scored]) -> dict[str, float] | None:
     counts = [score.sums["validation"].tolist() for score in scored if "validation" in score.sums]
-    return summarize([right / total for right, total in counts]) if counts else None
+    return _summary([right / total for right, total in counts])
+
+
+def _summary(shares: Sequence[float]) -> dict[str, float] | None:
+    return summarize(shares) if shares else None
+
+
+def _others(score: Scored) -> float | None:
+    """Percent."""
+    if "others" not in score.sums:
+        return None
+    right, total = score.sums["others"].tolist()
+    return 100 * right / total
+
+
+def _gate(score: Scored) -> dict[str, float] | None:
+    """What the client's gate does, as ``runs.records.GateNumbers``."""
+    if "gate" not in score.sums:
+        return None
+    entropy, top_share, right = score.sums["gate"].tolist()
+    return {
+        "entropy": entropy / score.total,
+        "entropy_p10": float(score.sums["gate_p10"]),
+        "top_share": top_share / score.total,
+        "expert_contribution": 100 * (score.correct - right) / score.total,
+    }
+
+
+def _means(groups: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
+    """The mean of each number over the clients, each of which counts once."""
+    if not groups:
+        return None
+    return {name: math.fsum(group[name] for group in groups) / len(groups) for name in groups[0]}
 
 
 def _mean_attention(scored: Sequence[Scored]) -> dict[str, Any] | None:

@@ -209,6 +209,7 @@ class Federation:
         record.failed = {**evaluation.failed, **record.failed}
         record.metrics = {**record.metrics, **evaluation.metrics}
         record.validation, record.quality = evaluation.validation, evaluation.quality
+        record.accuracy_others, record.gate = evaluation.accuracy_others, evaluation.gate
         self._call("on_evaluation_end", self, evaluation)
 
     def _drift(self, updates: Sequence[Update]) -> float | None:

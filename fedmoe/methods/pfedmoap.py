@@ -226,12 +226,21 @@ class PFedMoAP(Method):
         )
 
     def analyse(self, client: Client, image_features: Tensor) -> Mapping[str, Tensor]:
+        from fedmoe.models.functional import combine, normalized_entropy, top_share
+
         if client.expert_text is None:
             return {}
-        tokens = _tokens(client.text_features(), client)
+        text = client.text_features()
         gate: Gate = client.gate
-        weights = gate.attention(image_features, tokens)  # [b, C, h, K + 1]
-        return {"attention": weights.mean(dim=(0, 1, 2))}
+        weights = gate.attention(image_features, _tokens(text, client))  # [b, C, h, K + 1]
+        found = {"attention": weights.mean(dim=(0, 1, 2))}
+        if not len(client.expert_text):  # nothing to weigh
+            return found
+        # Weights over copies of one feature sum to one, whatever they are: one copy does.
+        alone = gate.similarity(image_features, text.unsqueeze(0))  # [b, C]
+        logits = combine(alone, image_features, text, client.logit_scale, self.lmbda)
+        shares = {"entropy": normalized_entropy(weights), "top_share": top_share(weights)}
+        return found | shares | {"without_experts": logits}
 
 
 def _tokens(local: Tensor, client: Client) -> Tensor:

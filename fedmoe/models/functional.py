@@ -6,6 +6,7 @@ All features are l2-normalized by the caller; nothing is normalized again here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -47,6 +48,18 @@ def products(query: Tensor, key: Tensor) -> Tensor:
     experts, classes = key.shape[:2]
     flat = key.permute(2, 3, 1, 0).flatten(2)  # [h, e, C (K + 1)]
     return (query.transpose(0, 1) @ flat).unflatten(-1, (classes, experts))
+
+
+def normalized_entropy(weights: Tensor) -> Tensor:
+    """Entropy of each image's weights over the K + 1 experts, divided by log(K + 1), mean over classes and heads:
+    [b, C, h, K + 1], with K of at least 1 -> [b], in [0, 1]. 1: all experts weigh the same."""
+    entropy = torch.special.entr(weights).sum(dim=-1) / math.log(weights.shape[-1])  # [b, C, h]
+    return entropy.mean(dim=(1, 2))
+
+
+def top_share(weights: Tensor) -> Tensor:
+    """The largest of the weights over the K + 1 experts, mean over classes and heads: [b, C, h, K + 1] -> [b]."""
+    return weights.amax(dim=-1).mean(dim=(1, 2))
 
 
 def attend(weights: Tensor, value: Tensor) -> Tensor:

@@ -156,5 +156,9 @@ class Method:
 
     def analyse(self, client: Client, image_features: Tensor) -> Mapping[str, Tensor]:
         """Quantities of an evaluation, averaged over the images [b, d]. ``attention`` [K + 1] holds the mean weight of
-        the local expert, followed by those of the others; 0-dimensional tensors are recorded as ``metrics`` are."""
+        the local expert, followed by those of the others; 0-dimensional tensors are recorded as ``metrics`` are.
+
+        A gate over experts adds three that are not averaged, and tell whether it mixes: ``entropy`` [b], the normalized
+        entropy of each image's weights, ``top_share`` [b], the largest of them, and ``without_experts`` [b, C], the
+        logits of the same gate with the local expert in the place of each other one."""
         return {}

@@ -145,6 +145,8 @@ class Scored:
     correct: int
     total: int
     # What adds up over images and clients: ``confusion`` and ``calibration`` (client.counts), ``validation`` (right
-    # and all validation examples), and ``Method.analyse`` summed over the test images, float64.
+    # and all validation examples), ``others`` (right and all test images of classes that only others hold), ``gate``
+    # (client.counts), and ``Method.analyse`` summed over the test images, float64. Of the client alone: ``gate_p10``
+    # [1], the 10th percentile over its test images of the gate's normalized entropy.
     sums: Tensors = field(default_factory=dict)
     failed: str | None = None  # why its fine-tuning came to nothing; then it is scored without

@@ -6,7 +6,7 @@ deviation over clients; the notes under a table say so. Another output format is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,20 +46,49 @@ class Table:
     notes: tuple[str, ...]
 
 
+_FURTHER: Mapping[str, tuple[str, str, str]] = {  # group and key in a round's record, and how the number is printed
+    "others'\nclasses": ("accuracy_others", "mean", "{:.2f}"),
+    "gate's\nentropy": ("gate", "entropy", "{:.4f}"),
+    "largest\nweight": ("gate", "top_share", "{:.4f}"),
+    "experts\ncontribute": ("gate", "expert_contribution", "{:+.2f}"),
+}
+_MEANINGS = {
+    "others'\nclasses": "others' classes: accuracy in % on test images of classes that the client does not train on.",
+    "gate's\nentropy": "gate's entropy: of an image's weights over the experts, 1 if all are equal.",
+    "experts\ncontribute": "experts contribute: accuracy minus that with the local expert in their place, points.",
+}
+
+
+def _further(records: Sequence[RoundRecord]) -> tuple[str, ...]:
+    """The further columns that any of the rounds has a number for."""
+    return tuple(name for name, (group, _, _) in _FURTHER.items() if any(getattr(record, group) for record in records))
+
+
+def _cells(record: RoundRecord, columns: Sequence[str]) -> list[str]:
+    found = [(getattr(record, group), key, form) for group, key, form in map(_FURTHER.__getitem__, columns)]
+    return [form.format(numbers[key]) if numbers else NONE for numbers, key, form in found]
+
+
+def _meanings(columns: Sequence[str]) -> list[str]:
+    return [_MEANINGS[name] for name in columns if name in _MEANINGS]
+
+
 def run_table(run: Run, max_rows: int = 6) -> Table:
     """Some rounds from the first to the last, the last one in bold, with costs and what is missing below."""
     evaluated = run.evaluated
     steps = min(max_rows, len(evaluated)) - 1
     chosen = sorted({round(i * (len(evaluated) - 1) / max(1, steps)) for i in range(steps + 1)})
-    rows = []
+    rows, further = [], _further(evaluated)
     for record in (evaluated[i] for i in chosen):
         a = record.accuracy
         assert a is not None
         values = [f"{v:.2f}" for v in (a[k] for k in ("mean", "std", "min", "worst_decile"))]
         loss = NONE if record.train_loss is None else f"{record.train_loss:.4f}"
-        rows.append(tuple(Cell(text, record is run.last) for text in (str(record.round), *values, loss)))
+        texts = (str(record.round), *values, loss, *_cells(record, further))
+        rows.append(tuple(Cell(text, record is run.last) for text in texts))
     clients = "1 client" if run.num_scored == 1 else f"{run.num_scored} clients"
     notes = [f"Accuracy in %, over {clients}, each on its own test split; {_LAST_ROUND}; {_STD}."]
+    notes += _meanings(further)
     if run.last and run.last.accuracy_per_domain:
         domains = (f"{name} {mean:.2f}" for name, mean in run.last.accuracy_per_domain.items())
         notes.append(f"Mean over the clients of each domain, round {run.last.round}: {', '.join(domains)}.")
@@ -71,7 +100,7 @@ def run_table(run: Run, max_rows: int = 6) -> Table:
         f"Bytes per round, sum over the cohort: {format_bytes(b['down'])} down, {format_bytes(b['up'])} up{added}."
     )
     title = run.label + (f", seed {run.seed}" if run.seed is not None else "")
-    columns = ("round", "mean", "std over\nclients", "min", "worst 10 %", "train loss")
+    columns = ("round", "mean", "std over\nclients", "min", "worst 10 %", "train loss", *further)
     return Table(title, columns, tuple(rows), (*notes, *_states([(run.label, run, "")])))
 
 
@@ -87,7 +116,8 @@ def comparison_table(comparison: Comparison) -> Table:
         max((value for value in column if value is not None), default=None) for column in zip(*finished, strict=True)
     ]
     unit = max((max(run.bytes_per_round["down"], run.bytes_per_round["up"]) for run in runs.values()), default=0)
-    columns = ("method", "mean ± std\nover clients", "worst 10 %", *domains, *_COSTS)
+    further = _further([run.last for run in runs.values() if run.last])
+    columns = ("method", "mean ± std\nover clients", "worst 10 %", *domains, *further, *_COSTS)
     rows = []
     for entry in comparison.entries:
         run = entry.run
@@ -103,6 +133,7 @@ def comparison_table(comparison: Comparison) -> Table:
             (
                 Cell(entry.label),
                 *map(Cell, texts, bolds),
+                *map(Cell, _cells(run.last, further)),
                 Cell(f"{last}" if run.finished else f"{last}, unfinished"),
                 Cell(f"{sum(run.seconds.values()):.1f}"),
                 Cell(format_bytes(b["down"], unit)),
@@ -113,6 +144,7 @@ def comparison_table(comparison: Comparison) -> Table:
     notes.append("worst 10 %: mean over the worst tenth of the clients, at least one. Bold: best of the finished runs.")
     if domains:
         notes.append(f"{', '.join(domains)}: mean over the clients of the domain.")
+    notes += _meanings(further)
     extra: dict[str, list[str]] = {}
     for label, run in runs.items():
         if evaluate_down := run.bytes_per_round["evaluate_down"]:

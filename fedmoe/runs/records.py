@@ -65,6 +65,11 @@ class Attention(Record):
     experts: list[Number]
 
 
+GateNumbers = Annotated[dict[str, Number], _with_keys("entropy", "entropy_p10", "top_share", "expert_contribution")]
+"""What a gate over experts does on the test images: mean and 10th percentile of its normalized entropy, and mean of its
+largest weight, all in [0, 1]; accuracy with the experts minus that with the local one in their place, in points."""
+
+
 class RoundRecord(Record):
     """One line of rounds.jsonl: a finished round; round 0 is the state before training."""
 
@@ -85,8 +90,11 @@ class RoundRecord(Record):
     metrics: dict[str, Number] = {}  # a method's own, by name
     validation: dict[str, Number] | None = None  # as accuracy, on the validation splits
     quality: dict[str, Number] | None = None  # over all test examples, percent: weighted, balanced, ece
+    # As accuracy, on test images of classes that the client itself does not train on.
+    accuracy_others: Annotated[dict[str, Number], _with_keys("mean", "std")] | None = None
+    gate: GateNumbers | None = None  # means over the clients with a gate over experts
 
-    LATER = frozenset({"evaluated", "failed", "privacy", "metrics", "validation", "quality"})
+    LATER = frozenset({"evaluated", "failed", "privacy", "metrics", "validation", "quality", "accuracy_others", "gate"})
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -113,6 +121,10 @@ class ClientScore(Record):
     correct: Integer
     total: Integer
     train_examples: Integer
+    accuracy_others: Number | None = None  # on test images of classes that it does not train on
+    gate: GateNumbers | None = None
+
+    LATER = frozenset({"accuracy_others", "gate"})
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -22,12 +22,18 @@ METRICS: Mapping[str, str] = {
     "quality/weighted": "accuracy over all test examples together, so that large clients weigh more; percent",
     "quality/balanced": "mean over classes of the share of their test examples that is found, percent",
     "quality/ece": "expected calibration error over all test examples, 15 bins; percent",
+    "accuracy_others/mean": "accuracy/mean on test images of classes that the client does not train on, percent",
+    "accuracy_others/std": "accuracy/std on these images, percent",
     "train/loss": "mean over the cohort of each client's mean loss over its local steps",
     "train/prompt_drift": "mean l2 distance of the cohort's prompts from the new global prompt",
     "clients/seen_share": "fraction of all clients that have taken part so far, in [0, 1]",
     "clients/failed": "clients that failed in the round and were dropped",
     "privacy/epsilon": "total epsilon that the client with the most rounds has spent so far",
     "attention/local": "mean attention on the local expert, in [0, 1]",
+    "gate/entropy": "normalized entropy of an image's weights over the experts; mean over images, then clients",
+    "gate/entropy_p10": "10th percentile over a client's images of that entropy, mean over clients",
+    "gate/top_share": "largest of an image's weights over the experts; mean over images, then clients",
+    "gate/expert_contribution": "accuracy minus that with the local expert in the others' place, percentage points",
     "seconds/train": "seconds of local training",
     "seconds/evaluate": "seconds of the evaluation of all clients",
     "seconds/other": "seconds of the round outside training and evaluation",
@@ -69,7 +75,7 @@ def round_row(record: Mapping[str, Any], num_clients: int) -> Row:
     groups = {"accuracy": record["accuracy"] or {}, "attention": record["attention"] or {}}
     groups["privacy"] = record.get("privacy") or {}
     groups |= {"seconds": record["seconds"], "bytes": record["bytes"], "train": {}, "clients": {}}
-    groups["quality"] = record.get("quality") or {}
+    groups |= {name: record.get(name) or {} for name in ("quality", "accuracy_others", "gate")}
     groups["validation"] = {f"accuracy/{key}": value for key, value in (record.get("validation") or {}).items()}
     own = {
         "round": record["round"],
