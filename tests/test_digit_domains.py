@@ -166,19 +166,6 @@ def test_clients_of_a_domain_hold_different_classes():
     assert max(sizes) - min(sizes) <= 5  # even to within one image of each class
 
 
-def test_clients_may_be_tested_on_all_classes_of_their_domain():
-    data = DigitDomains(domains=("plain", "inverted"))
-    own, whole = (
-        partition_dataset(data, DomainClasses(classes_per_client=3, clients_per_domain=4, test=test), 8, seed=3)
-        for test in ("own", "domain")
-    )
-    for client, other in zip(own, whole, strict=True):
-        assert client.train.tolist() == other.train.tolist()
-        assert len(set(data.train.labels[other.train])) == 3
-        assert min(np.bincount(data.test.labels[other.test], minlength=10)) >= 12  # a fourth of 52 to 55 images
-    assert sorted(np.concatenate([client.test for client in whole]).tolist()) == list(range(2 * 539))
-
-
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -190,7 +177,6 @@ def test_clients_may_be_tested_on_all_classes_of_their_domain():
             lambda: DomainClasses(clients_per_domain=0),
             "partition.clients_per_domain is 0; valid is an integer of at least",
         ),
-        (lambda: DomainClasses(test="all"), "partition.test is 'all'; valid is own or domain."),  # type: ignore[arg-type]
         (lambda: DomainClasses(shots=0), "partition.shots is 0; valid is null or an integer of at least 1."),
         (
             lambda: DomainClasses(classes_per_client=11),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from federation_helpers import build_federation
+from torch import Tensor
 from toy_client import SCALE, at, same, server_of, toy_client
 
 from fedmoe.config import FeatureConfig, FederationConfig
@@ -20,6 +21,7 @@ from fedmoe.errors import UserError
 from fedmoe.features.client_data import prepare
 from fedmoe.methods import CoOp, NeighbourMixture
 from fedmoe.models.clip import FrozenCLIP
+from fedmoe.protocol.client import Client
 from fedmoe.protocol.records import ClientState, Loadout, RoundContext
 from fedmoe.server.state import Known, ServerState
 
@@ -76,40 +78,76 @@ def test_where_local_training_starts(start: Any, place: float) -> None:
     assert same(method.inference(OWN, deployed).parameters, {"prompt": at(0.25)})  # it predicts with its own
 
 
-@pytest.mark.parametrize(("own_weight", "own"), [(None, 1 / 3), (0.5, 0.5), (0.0, 0.0), (1.0, 1.0)])
-def test_the_prediction_is_a_mixture_of_probabilities(own_weight: float | None, own: float) -> None:
-    """Three classifiers of two classes: the difference of their logits is SCALE * (0.6 - 0.8) and so on."""
-    experts = torch.stack([PLANE.flip(0), 5 * PLANE])
-    method = NeighbourMixture(num_experts=2, own_weight=own_weight)
-    client = toy_client(method, PLANE, Loadout({"prompt": PLANE}, {"prompt": experts}))
-    logs = method.logits(client, IMAGE)
-    first = own * sigmoid(-0.2 * SCALE) + (1 - own) / 2 * (sigmoid(0.2 * SCALE) + sigmoid(-1.0 * SCALE))
-    torch.testing.assert_close(logs.exp(), torch.tensor([[first, 1 - first]]))
-    weights = method.analyse(client, IMAGE)["attention"]
-    torch.testing.assert_close(weights, torch.tensor([own, (1 - own) / 2, (1 - own) / 2]))
+def made(method: NeighbourMixture, prompt: Tensor, experts: dict[str, Tensor], tilt: float = 0.0) -> Client:
+    """A client whose head adds ``tilt`` to the first coordinate of each image: A(I) = s (0 + b_2) with s = 1."""
+    client = toy_client(method, prompt, Loadout({"prompt": prompt}, experts))
+    if method.head_weight:
+        head: Any = client.head  # type: ignore[attr-defined]
+        with torch.no_grad():
+            head.outer.bias.copy_(torch.tensor([tilt, 0.0]))
+    return client
 
 
-def test_training_sees_the_own_prompt_alone() -> None:
-    method = NeighbourMixture(num_experts=2)
-    labels, expected = torch.tensor([0]), -math.log(sigmoid(-0.2 * SCALE))
-    for experts in ({}, {"prompt": torch.stack([PLANE.flip(0), 5 * PLANE])}):
-        client = toy_client(method, PLANE, Loadout({"prompt": PLANE}, experts))
-        assert float(method.loss(client, IMAGE, labels)) == pytest.approx(expected)
+EXPERTS = {"prompt": torch.stack([PLANE.flip(0), 5 * PLANE])}
+VOTES = (sigmoid(-0.2 * SCALE), sigmoid(0.2 * SCALE), sigmoid(-1.0 * SCALE))  # for class 0: own, first, second
 
 
-def test_without_experts_the_own_prompt_predicts() -> None:
-    method = NeighbourMixture(num_experts=0)
-    client = toy_client(method, PLANE, Loadout({"prompt": PLANE}))
-    torch.testing.assert_close(method.logits(client, IMAGE), SCALE * IMAGE)
+@pytest.mark.parametrize("weight", [0.0, 0.2, 1.0])
+def test_the_prediction_is_a_mixture_of_probabilities(weight: float) -> None:
+    """Classifiers of two classes: the differences of their logits are SCALE times 0.6 - 0.8, 0.8 - 0.6, 5 (0.6 - 0.8),
+    and 0.6 + 1.5 - 0.8 of the head."""
+    method = NeighbourMixture(num_experts=2, head_weight=weight, gating_dim=2)
+    client = made(method, PLANE, EXPERTS, tilt=1.5)
+    first = weight * sigmoid(1.3 * SCALE) + (1 - weight) * sum(VOTES) / 3
+    torch.testing.assert_close(method.logits(client, IMAGE).exp(), torch.tensor([[first, 1 - first]]))
+    each = (1 - weight) / 3
+    torch.testing.assert_close(method.analyse(client, IMAGE)["attention"], torch.tensor([weight + each, each, each]))
+
+
+@pytest.mark.parametrize("experts", [{}, EXPERTS])
+def test_prompt_and_head_are_trained_without_the_experts(experts: dict[str, Tensor]) -> None:
+    labels = torch.tensor([0])
+    bare = NeighbourMixture(num_experts=2, head_weight=0)
+    prompt = PLANE.clone().requires_grad_()
+    alone = bare.loss(made(bare, prompt, experts), IMAGE, labels)
+    assert float(alone.detach()) == pytest.approx(-math.log(VOTES[0]))
+    alone.backward()
+    expected, prompt.grad = prompt.grad, None
+    method = NeighbourMixture(num_experts=2, gating_dim=2)
+    both = method.loss(made(method, prompt, experts, tilt=1.5), IMAGE, labels)
+    assert float(both.detach()) == pytest.approx(-math.log(VOTES[0]) - math.log(sigmoid(1.3 * SCALE)))
+    both.backward()
+    assert expected is not None and prompt.grad is not None
+    torch.testing.assert_close(prompt.grad, expected)  # the head's loss does not reach the prompt
+
+
+def test_without_experts_and_head_the_own_prompt_predicts() -> None:
+    method = NeighbourMixture(num_experts=0, head_weight=0)
+    client = made(method, PLANE, {})
+    torch.testing.assert_close(method.logits(client, IMAGE), (SCALE * IMAGE).log_softmax(dim=-1))
     assert method.analyse(client, IMAGE) == {}
     assert method.configure(server(), 0, CONTEXT).nbytes == 0
+
+
+def test_the_head_stays_with_the_client() -> None:
+    method = NeighbourMixture(num_experts=2, gating_dim=2)
+    downlink = method.configure(server(), 0, CONTEXT)
+    update, kept = method.finish(made(method, PLANE, EXPERTS, tilt=1.5), OWN, downlink, 7)
+    assert set(update.parameters) == {"prompt"}
+    assert set(kept.parameters) == {"prompt", *(f"head.{n}" for n in ("scale", *OUTER))}
+    start = method.start(kept, downlink).parameters
+    torch.testing.assert_close(start["prompt"], (PLANE + at(1.0) + at(3.0)) / 3)
+    assert torch.equal(start["head.outer.bias"], torch.tensor([1.5, 0.0]))  # it is not averaged with anything
+
+
+OUTER = ("inner.weight", "inner.bias", "outer.weight", "outer.bias")
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
         ({"num_experts": -1}, "method.num_experts is -1; valid is an integer of at least 0."),
-        ({"own_weight": 1.5}, "method.own_weight is 1.5; valid is null or a number in [0, 1]."),
+        ({"head_weight": 1.5}, "method.head_weight is 1.5; valid is a number in [0, 1]."),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], sentence: str) -> None:
@@ -120,6 +158,8 @@ def test_wrong_settings_are_refused(settings: dict[str, Any], sentence: str) -> 
 def test_settings_that_do_not_fit_the_federation_are_refused() -> None:
     with pytest.raises(UserError, match=r"^method.num_experts is 9, but of federation.clients = 9"):
         NeighbourMixture().check(FederationConfig(clients=9), 128)
+    with pytest.raises(UserError, match=r"^method.gating_dim is 100, which does not divide"):
+        NeighbourMixture(gating_dim=100).check(FederationConfig(clients=10), 128)
     with pytest.raises(UserError, match=r"^method.assignment is 'same_domain', but the data has no domains"):
         NeighbourMixture(assignment="same_domain").check_clients(server())
 
@@ -129,7 +169,7 @@ def test_alone_and_from_its_own_prompt_it_trains_as_coop_does(embedded_clip: Fro
     config = FederationConfig(clients=3, rounds=1, local_epochs=2, batch_size=32)
     digits, cache = Digits(subset=SubsetConfig(train=60, test=30)), FeatureConfig(cache_dir=str(tmp_path))
     data = prepare(digits, Dirichlet(alpha=1.0), embedded_clip, config, cache, seed=5)
-    alone, log = build_federation(embedded_clip, data, NeighbourMixture(num_experts=0), config)
+    alone, log = build_federation(embedded_clip, data, NeighbourMixture(num_experts=0, head_weight=0), config)
     alone.run()
     coop, other = build_federation(embedded_clip, data, CoOp(epochs=2), config)
     coop.run()

@@ -11,7 +11,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -157,7 +156,7 @@ class DomainClasses(DomainPartition):
 
     The classes of a domain are shuffled and laid on a circle. Its clients start at even distances on it and take
     ``classes_per_client`` classes in a row, so each class has the same number of holders, give or take one. The holders
-    of a class share its training examples evenly. federation.clients must be the number of domains times
+    of a class share its training and test examples evenly. federation.clients must be the number of domains times
     ``clients_per_domain``.
     """
 
@@ -168,13 +167,8 @@ class DomainClasses(DomainPartition):
     shots: int | None = None
     """Training examples of each of its classes that a client gets, drawn with the run's seed; the others are not used.
     null: its whole share."""
-    test: Literal["own", "domain"] = "own"
-    """Test images of a client: own, a share of those of its own classes; or domain, a share of those of all classes of
-    its domain, also those that only others of its domain have seen in training."""
 
     def __post_init__(self) -> None:
-        if self.test not in ("own", "domain"):
-            raise UserError(f"partition.test is {self.test!r}; valid is own or domain.")
         for key in ("classes_per_client", "clients_per_domain"):
             if getattr(self, key) < 1:
                 raise UserError(f"partition.{key} is {getattr(self, key)!r}; valid is an integer of at least 1.")
@@ -198,8 +192,7 @@ class DomainClasses(DomainPartition):
         for name, labels in (("train", train), ("test", test)):
             parts[name] = [[] for _ in held]
             for label in range(num_classes):
-                everyone = name == "test" and self.test == "domain"
-                holders = [j for j, own in enumerate(held) if everyone or label in own]
+                holders = [j for j, own in enumerate(held) if label in own]
                 generator = numpy_generator(seed, "partition", "classes", name, label)
                 shares = np.array_split(generator.permutation(np.flatnonzero(labels == label)), len(holders) or 1)
                 for j, share in zip(holders, shares, strict=False):

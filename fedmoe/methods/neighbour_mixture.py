@@ -5,7 +5,9 @@ Shape letters: b images, C classes, l context tokens, w token width, K experts, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from fedmoe.config import FederationConfig
@@ -16,8 +18,10 @@ from fedmoe.protocol.records import ClientState, Downlink, Loadout, RoundContext
 from fedmoe.server.experts import ASSIGNMENTS
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+    from fedmoe.models.adapter import ResidualAdapter
     from fedmoe.protocol.client import Client
     from fedmoe.server.state import ServerState
 
@@ -26,16 +30,18 @@ class NeighbourMixture(Method):
     """A client's neighbours are its starting point in training, and vote with it in prediction.
 
     Ours, not from a paper. As in pFedMoAP, a client downloads the K prompts of the pool that are nearest to its own.
-    What it does with them differs in three points:
+    What it does with them is different:
 
     - Local training starts from the mean of the client's own last prompt and its experts', in place of the global
       prompt. Clients that are alike draw together, so that the nearest prompts are more and more those of the same
       domain.
-    - Local training sees the client's own prompt alone. So a prompt is a classifier of its own, which is of use to
-      others, and no gate can forget what the client's few images do not show.
-    - The prediction is a mixture of probabilities, p(c | I) = v softmax_c(I . T) + (1 - v) / n sum_k softmax_c(I . T_k)
-      at CLIP's scale. An expert that knows a class is confident of it and outvotes others that do not, which a mean of
-      text features cannot express.
+    - The loss of a prompt sees that prompt alone. So a prompt is a classifier by itself, which is of use to others, and
+      no gate can forget what the client's few images do not show.
+    - A local head, the residual adapter of ``LocalAdapter`` on the own prompt's fixed text features, is trained next to
+      it by a loss of its own. It knows the client's classes best, and never leaves the client.
+    - The prediction is a mixture of probabilities, p = v p_head + (1 - v) / (n + 1) (p_own + sum_k p_k), each of them a
+      softmax over classes at CLIP's scale. An expert that knows a class is confident of it and outvotes others that do
+      not, which a mean of text features cannot express.
 
     A client with an entry in the pool downloads its K experts and nothing else: one prompt less than with pFedMoAP.
 
@@ -45,7 +51,8 @@ class NeighbourMixture(Method):
             same_domain (an oracle, which only a simulation has) or noise.
         start: what local training starts from: neighbours (the mean of the own prompt and the experts'), own (the
             client's own last prompt) or global (the mean of all prompts of the last cohort, downloaded in addition).
-        own_weight: weight v of the own prompt in the mixture, in [0, 1]; null: 1 / (n + 1), as for each expert.
+        head_weight: weight v of the local head in the mixture, in [0, 1]; with 0 there is no head.
+        gating_dim: width that features are pooled to in the head; must divide CLIP's feature width.
     """
 
     label = "Neighbour mixture"
@@ -55,16 +62,18 @@ class NeighbourMixture(Method):
         num_experts: int = 9,
         assignment: Literal["nearest", "random", "farthest", "same_domain", "noise"] = "nearest",
         start: Literal["neighbours", "own", "global"] = "neighbours",
-        own_weight: float | None = None,
+        head_weight: float = 0.2,
+        gating_dim: int = 128,
     ) -> None:
         if num_experts < 0:
             raise UserError(f"method.num_experts is {num_experts}; valid is an integer of at least 0.")
-        if own_weight is not None and not 0 <= own_weight <= 1:
-            raise UserError(f"method.own_weight is {own_weight!r}; valid is null or a number in [0, 1].")
+        if not 0 <= head_weight <= 1:
+            raise UserError(f"method.head_weight is {head_weight!r}; valid is a number in [0, 1].")
         self.num_experts = num_experts
         self.assignment = assignment
         self.start_from = start
-        self.own_weight = own_weight
+        self.head_weight = head_weight
+        self.gating_dim = gating_dim
 
     def check(self, federation: FederationConfig, feature_dim: int) -> None:
         if self.num_experts >= federation.clients:
@@ -72,6 +81,13 @@ class NeighbourMixture(Method):
                 f"method.num_experts is {self.num_experts}, but of federation.clients = {federation.clients} a client "
                 f"has only {federation.clients - 1} others; valid is 0 to {federation.clients - 1}."
             )
+        if self.head_weight:
+            self._head(feature_dim)  # refuses a width that does not divide CLIP's
+
+    def _head(self, feature_dim: int, generator: torch.Generator | None = None) -> ResidualAdapter:
+        from fedmoe.models.adapter import ResidualAdapter
+
+        return ResidualAdapter(feature_dim, self.gating_dim, generator)
 
     def check_clients(self, server: ServerState) -> None:
         if self.assignment == "same_domain" and not server.domains:
@@ -82,7 +98,14 @@ class NeighbourMixture(Method):
 
     def parameters(self, model: ModelSpec) -> Sequence[Parameter]:
         prompt = Parameter("prompt", Scope.SHARED, fixed(model.prompt), keep=True, pool=True)
-        return [prompt, Parameter("experts", Scope.EXPERT)]
+        experts = Parameter("experts", Scope.EXPERT)
+        if not self.head_weight:
+            return [prompt, experts]
+
+        def head(generator: torch.Generator) -> ResidualAdapter:
+            return self._head(model.feature_dim, generator)
+
+        return [prompt, Parameter("head", Scope.PERSONAL, head, rate="gating_lr"), experts]
 
     def _downlink(self, server: ServerState, client_id: int, with_global: bool, *seed: int | str) -> Downlink:
         if client_id not in server.pooled("prompt"):  # it has no prompt of its own yet, and nothing to be near to
@@ -105,7 +128,7 @@ class NeighbourMixture(Method):
         if self.start_from != "neighbours" or not downlink.experts:
             return loadout
         everyone = torch.cat([loadout.parameters["prompt"].unsqueeze(0), downlink.experts["prompt"]])  # [n + 1, l, w]
-        return Loadout({"prompt": everyone.mean(dim=0)}, downlink.experts)
+        return replace(loadout, parameters={**loadout.parameters, "prompt": everyone.mean(dim=0)})
 
     def inference(self, state: ClientState, downlink: Downlink) -> Loadout:
         return Loadout({**state.parameters, **downlink.parameters}, downlink.experts, downlink.parameters)
@@ -113,28 +136,37 @@ class NeighbourMixture(Method):
     def loss(self, client: Client, image_features: Tensor, labels: Tensor) -> Tensor:
         from torch.nn.functional import cross_entropy
 
-        return cross_entropy(super().logits(client, image_features), labels)
+        text = client.text_features()  # [C, d]
+        loss = cross_entropy(client.logit_scale * image_features @ text.T, labels)
+        if self.head_weight:  # in the same steps, but without effect on the prompt
+            loss = loss + cross_entropy(self._head_logits(client, image_features, text.detach()), labels)
+        return loss
 
     def logits(self, client: Client, image_features: Tensor) -> Tensor:
         """Log-probabilities [b, C] of the mixture."""
         import torch
 
-        own = super().logits(client, image_features)
-        if client.expert_text is None:
-            return own
-        experts = client.logit_scale * torch.einsum("bd,kcd->kbc", image_features, client.expert_text)
-        weights = self._weights(len(experts)).to(own).log()  # [n + 1]
-        logs = torch.cat([own.unsqueeze(0), experts]).log_softmax(dim=-1)  # [n + 1, b, C]
-        return (logs + weights[:, None, None]).logsumexp(dim=0)
+        text = client.text_features()
+        experts = [] if client.expert_text is None else [client.expert_text]
+        everyone = torch.cat([text.unsqueeze(0), *experts])  # [n + 1, C, d]
+        votes = client.logit_scale * torch.einsum("bd,kcd->kbc", image_features, everyone)
+        mixture = votes.log_softmax(dim=-1).logsumexp(dim=0) - math.log(len(votes))
+        if not self.head_weight:
+            return mixture
+        head = self._head_logits(client, image_features, text).log_softmax(dim=-1)
+        weights = torch.tensor([self.head_weight, 1 - self.head_weight]).to(head).log()
+        return torch.stack([head + weights[0], mixture + weights[1]]).logsumexp(dim=0)
 
-    def _weights(self, experts: int) -> Tensor:
-        """The own prompt's weight in the mixture, then those of n experts [n + 1]."""
-        import torch
+    def _head_logits(self, client: Client, image_features: Tensor, text: Tensor) -> Tensor:
+        from fedmoe.models.functional import combine
 
-        own = 1 / (experts + 1) if self.own_weight is None else self.own_weight
-        return torch.tensor([own, *[(1 - own) / experts] * experts])
+        head: ResidualAdapter = getattr(client, "head")  # noqa: B009, its type is known here alone
+        return combine(head.similarity(image_features, text), image_features, text, client.logit_scale, 1.0)
 
     def analyse(self, client: Client, image_features: Tensor) -> Mapping[str, Tensor]:
+        import torch
+
         if client.expert_text is None:
             return {}
-        return {"attention": self._weights(len(client.expert_text))}
+        each = (1 - self.head_weight) / (len(client.expert_text) + 1)
+        return {"attention": torch.tensor([self.head_weight + each, *[each] * len(client.expert_text)])}
