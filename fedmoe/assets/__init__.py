@@ -1,1 +1,1 @@
-"""The embedded CLIP: model config and compact checkpoint of fedmoe-tiny. See README.md."""
+"""The embedded CLIPs, fedmoe-tiny and fedmoe-wide: model configs and compact checkpoints. See README.md."""
