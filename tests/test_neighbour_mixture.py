@@ -79,12 +79,15 @@ def test_where_local_training_starts(start: Any, place: float) -> None:
 
 
 def made(method: NeighbourMixture, prompt: Tensor, experts: dict[str, Tensor], tilt: float = 0.0) -> Client:
-    """A client whose head adds ``tilt`` to the first coordinate of each image: A(I) = s (0 + b_2) with s = 1."""
+    """A client whose head makes (tilt x, 0) of a text feature (x, y): the identity, then a matrix with one entry."""
     client = toy_client(method, prompt, Loadout({"prompt": prompt}, experts))
     if method.head_weight:
         head: Any = client.head  # type: ignore[attr-defined]
         with torch.no_grad():
-            head.outer.bias.copy_(torch.tensor([tilt, 0.0]))
+            for tensor in head.parameters():
+                tensor.zero_()
+            head.value.weight.copy_(torch.eye(2))
+            head.output.weight[0, 0] = tilt
     return client
 
 
@@ -95,10 +98,10 @@ VOTES = (sigmoid(-0.2 * SCALE), sigmoid(0.2 * SCALE), sigmoid(-1.0 * SCALE))  # 
 @pytest.mark.parametrize("weight", [0.0, 0.2, 1.0])
 def test_the_prediction_is_a_mixture_of_probabilities(weight: float) -> None:
     """Classifiers of two classes: the differences of their logits are SCALE times 0.6 - 0.8, 0.8 - 0.6, 5 (0.6 - 0.8),
-    and 0.6 + 1.5 - 0.8 of the head."""
+    and of the head 0.6 * 1.5 + (0.6 - 0.8) / 2 = 0.8."""
     method = NeighbourMixture(num_experts=2, head_weight=weight, gating_dim=2)
     client = made(method, PLANE, EXPERTS, tilt=1.5)
-    first = weight * sigmoid(1.3 * SCALE) + (1 - weight) * sum(VOTES) / 3
+    first = weight * sigmoid(0.8 * SCALE) + (1 - weight) * sum(VOTES) / 3
     torch.testing.assert_close(method.logits(client, IMAGE).exp(), torch.tensor([[first, 1 - first]]))
     each = (1 - weight) / 3
     torch.testing.assert_close(method.analyse(client, IMAGE)["attention"], torch.tensor([weight + each, each, each]))
@@ -115,7 +118,7 @@ def test_prompt_and_head_are_trained_without_the_experts(experts: dict[str, Tens
     expected, prompt.grad = prompt.grad, None
     method = NeighbourMixture(num_experts=2, gating_dim=2)
     both = method.loss(made(method, prompt, experts, tilt=1.5), IMAGE, labels)
-    assert float(both.detach()) == pytest.approx(-math.log(VOTES[0]) - math.log(sigmoid(1.3 * SCALE)))
+    assert float(both.detach()) == pytest.approx(-math.log(VOTES[0]) - math.log(sigmoid(0.8 * SCALE)))
     both.backward()
     assert expected is not None and prompt.grad is not None
     torch.testing.assert_close(prompt.grad, expected)  # the head's loss does not reach the prompt
@@ -134,13 +137,11 @@ def test_the_head_stays_with_the_client() -> None:
     downlink = method.configure(server(), 0, CONTEXT)
     update, kept = method.finish(made(method, PLANE, EXPERTS, tilt=1.5), OWN, downlink, 7)
     assert set(update.parameters) == {"prompt"}
-    assert set(kept.parameters) == {"prompt", *(f"head.{n}" for n in ("scale", *OUTER))}
+    maps = ("query", "key", "value", "output")
+    assert set(kept.parameters) == {"prompt", *(f"head.{name}.{kind}" for name in maps for kind in ("weight", "bias"))}
     start = method.start(kept, downlink).parameters
     torch.testing.assert_close(start["prompt"], (PLANE + at(1.0) + at(3.0)) / 3)
-    assert torch.equal(start["head.outer.bias"], torch.tensor([1.5, 0.0]))  # it is not averaged with anything
-
-
-OUTER = ("inner.weight", "inner.bias", "outer.weight", "outer.bias")
+    assert start["head.output.weight"].tolist() == [[1.5, 0.0], [0.0, 0.0]]  # it is not averaged with anything
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from fedmoe.models.adapter import ResidualAdapter
+    from fedmoe.models.gating import Gate
     from fedmoe.protocol.client import Client
     from fedmoe.server.state import ServerState
 
@@ -37,8 +37,8 @@ class NeighbourMixture(Method):
       domain.
     - The loss of a prompt sees that prompt alone. So a prompt is a classifier by itself, which is of use to others, and
       no gate can forget what the client's few images do not show.
-    - A local head, the residual adapter of ``LocalAdapter`` on the own prompt's fixed text features, is trained next to
-      it by a loss of its own. It knows the client's classes best, and never leaves the client.
+    - A local head is trained next to it by a loss of its own: pFedMoAP's gate with the local expert alone, on the own
+      prompt's text features, which it takes as given. It knows the client's classes best, and never leaves the client.
     - The prediction is a mixture of probabilities, p = v p_head + (1 - v) / (n + 1) (p_own + sum_k p_k), each of them a
       softmax over classes at CLIP's scale. An expert that knows a class is confident of it and outvotes others that do
       not, which a mean of text features cannot express.
@@ -52,6 +52,7 @@ class NeighbourMixture(Method):
         start: what local training starts from: neighbours (the mean of the own prompt and the experts'), own (the
             client's own last prompt) or global (the mean of all prompts of the last cohort, downloaded in addition).
         head_weight: weight v of the local head in the mixture, in [0, 1]; with 0 there is no head.
+        lmbda: weight lambda of the own prompt's own logits in the head (eq. 10 of pFedMoAP).
         gating_dim: width that features are pooled to in the head; must divide CLIP's feature width.
     """
 
@@ -62,7 +63,8 @@ class NeighbourMixture(Method):
         num_experts: int = 9,
         assignment: Literal["nearest", "random", "farthest", "same_domain", "noise"] = "nearest",
         start: Literal["neighbours", "own", "global"] = "neighbours",
-        head_weight: float = 0.2,
+        head_weight: float = 0.25,
+        lmbda: float = 0.5,
         gating_dim: int = 128,
     ) -> None:
         if num_experts < 0:
@@ -73,6 +75,7 @@ class NeighbourMixture(Method):
         self.assignment = assignment
         self.start_from = start
         self.head_weight = head_weight
+        self.lmbda = lmbda
         self.gating_dim = gating_dim
 
     def check(self, federation: FederationConfig, feature_dim: int) -> None:
@@ -84,10 +87,10 @@ class NeighbourMixture(Method):
         if self.head_weight:
             self._head(feature_dim)  # refuses a width that does not divide CLIP's
 
-    def _head(self, feature_dim: int, generator: torch.Generator | None = None) -> ResidualAdapter:
-        from fedmoe.models.adapter import ResidualAdapter
+    def _head(self, feature_dim: int, generator: torch.Generator | None = None) -> Gate:
+        from fedmoe.models.gating import UniformGate
 
-        return ResidualAdapter(feature_dim, self.gating_dim, generator)
+        return UniformGate(feature_dim, self.gating_dim, heads=1, generator=generator)  # one token: nothing to weigh
 
     def check_clients(self, server: ServerState) -> None:
         if self.assignment == "same_domain" and not server.domains:
@@ -102,7 +105,7 @@ class NeighbourMixture(Method):
         if not self.head_weight:
             return [prompt, experts]
 
-        def head(generator: torch.Generator) -> ResidualAdapter:
+        def head(generator: torch.Generator) -> Gate:
             return self._head(model.feature_dim, generator)
 
         return [prompt, Parameter("head", Scope.PERSONAL, head, rate="gating_lr"), experts]
@@ -160,8 +163,9 @@ class NeighbourMixture(Method):
     def _head_logits(self, client: Client, image_features: Tensor, text: Tensor) -> Tensor:
         from fedmoe.models.functional import combine
 
-        head: ResidualAdapter = getattr(client, "head")  # noqa: B009, its type is known here alone
-        return combine(head.similarity(image_features, text), image_features, text, client.logit_scale, 1.0)
+        head: Gate = getattr(client, "head")  # noqa: B009, its type is known here alone
+        similarity = head.similarity(image_features, text.unsqueeze(0))  # [b, C]
+        return combine(similarity, image_features, text, client.logit_scale, self.lmbda)
 
     def analyse(self, client: Client, image_features: Tensor) -> Mapping[str, Tensor]:
         import torch
