@@ -79,8 +79,9 @@ def test_where_local_training_starts(start: Any, place: float) -> None:
 
 
 def made(method: NeighbourMixture, prompt: Tensor, experts: dict[str, Tensor], tilt: float = 0.0) -> Client:
-    """A client whose head makes (tilt x, 0) of a text feature (x, y): the identity, then a matrix with one entry."""
-    client = toy_client(method, prompt, Loadout({"prompt": prompt}, experts))
+    """A client whose head makes (tilt x, 0) of a text feature (x, y): the identity, then a matrix with one entry. Its
+    template has class 0 along the second axis."""
+    client = toy_client(method, prompt, Loadout({"prompt": prompt}, experts), {"template": PLANE.flip(0)})
     if method.head_weight:
         head: Any = client.head  # type: ignore[attr-defined]
         with torch.no_grad():
@@ -98,10 +99,10 @@ VOTES = (sigmoid(-0.2 * SCALE), sigmoid(0.2 * SCALE), sigmoid(-1.0 * SCALE))  # 
 @pytest.mark.parametrize("weight", [0.0, 0.2, 1.0])
 def test_the_prediction_is_a_mixture_of_probabilities(weight: float) -> None:
     """Classifiers of two classes: the differences of their logits are SCALE times 0.6 - 0.8, 0.8 - 0.6, 5 (0.6 - 0.8),
-    and of the head 0.6 * 1.5 + (0.6 - 0.8) / 2 = 0.8."""
+    and of the head 0 - 0.6 * 1.5 + (0.8 - 0.6) / 2 = -0.8."""
     method = NeighbourMixture(num_experts=2, head_weight=weight, gating_dim=2)
     client = made(method, PLANE, EXPERTS, tilt=1.5)
-    first = weight * sigmoid(0.8 * SCALE) + (1 - weight) * sum(VOTES) / 3
+    first = weight * sigmoid(-0.8 * SCALE) + (1 - weight) * sum(VOTES) / 3
     torch.testing.assert_close(method.logits(client, IMAGE).exp(), torch.tensor([[first, 1 - first]]))
     each = (1 - weight) / 3
     torch.testing.assert_close(method.analyse(client, IMAGE)["attention"], torch.tensor([weight + each, each, each]))
@@ -118,10 +119,10 @@ def test_prompt_and_head_are_trained_without_the_experts(experts: dict[str, Tens
     expected, prompt.grad = prompt.grad, None
     method = NeighbourMixture(num_experts=2, gating_dim=2)
     both = method.loss(made(method, prompt, experts, tilt=1.5), IMAGE, labels)
-    assert float(both.detach()) == pytest.approx(-math.log(VOTES[0]) - math.log(sigmoid(0.8 * SCALE)))
+    assert float(both.detach()) == pytest.approx(-math.log(VOTES[0]) - math.log(sigmoid(-0.8 * SCALE)))
     both.backward()
     assert expected is not None and prompt.grad is not None
-    torch.testing.assert_close(prompt.grad, expected)  # the head's loss does not reach the prompt
+    torch.testing.assert_close(prompt.grad, expected)
 
 
 def test_without_experts_and_head_the_own_prompt_predicts() -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from fedmoe.models.clip import FrozenCLIP
     from fedmoe.models.gating import Gate
     from fedmoe.protocol.client import Client
     from fedmoe.server.state import ServerState
@@ -37,8 +38,9 @@ class NeighbourMixture(Method):
       domain.
     - The loss of a prompt sees that prompt alone. So a prompt is a classifier by itself, which is of use to others, and
       no gate can forget what the client's few images do not show.
-    - A local head is trained next to it by a loss of its own: pFedMoAP's gate with the local expert alone, on the own
-      prompt's text features, which it takes as given. It knows the client's classes best, and never leaves the client.
+    - A local head is trained next to it by a loss of its own: pFedMoAP's gate, with one expert, the text features of
+      the data set's template. These never change, so that the head goes on where it was in every round, while prompts
+      move. It knows the client's classes best, and never leaves the client.
     - The prediction is a mixture of probabilities, p = v p_head + (1 - v) / (n + 1) (p_own + sum_k p_k), each of them a
       softmax over classes at CLIP's scale. An expert that knows a class is confident of it and outvotes others that do
       not, which a mean of text features cannot express.
@@ -52,7 +54,7 @@ class NeighbourMixture(Method):
         start: what local training starts from: neighbours (the mean of the own prompt and the experts'), own (the
             client's own last prompt) or global (the mean of all prompts of the last cohort, downloaded in addition).
         head_weight: weight v of the local head in the mixture, in [0, 1]; with 0 there is no head.
-        lmbda: weight lambda of the own prompt's own logits in the head (eq. 10 of pFedMoAP).
+        lmbda: weight lambda of the template's own logits in the head (eq. 10 of pFedMoAP).
         gating_dim: width that features are pooled to in the head; must divide CLIP's feature width.
     """
 
@@ -99,6 +101,11 @@ class NeighbourMixture(Method):
                 "(DomainNet, OfficeCaltech10, DigitDomains, or ImageFolder with layout domains), or another assignment."
             )
 
+    def constants(self, clip: FrozenCLIP, class_names: Sequence[str], template: str) -> Mapping[str, Tensor]:
+        from fedmoe.models.prompt import template_features
+
+        return {"template": template_features(clip, class_names, template)} if self.head_weight else {}  # [C, d]
+
     def parameters(self, model: ModelSpec) -> Sequence[Parameter]:
         prompt = Parameter("prompt", Scope.SHARED, fixed(model.prompt), keep=True, pool=True)
         experts = Parameter("experts", Scope.EXPERT)
@@ -139,30 +146,30 @@ class NeighbourMixture(Method):
     def loss(self, client: Client, image_features: Tensor, labels: Tensor) -> Tensor:
         from torch.nn.functional import cross_entropy
 
-        text = client.text_features()  # [C, d]
-        loss = cross_entropy(client.logit_scale * image_features @ text.T, labels)
-        if self.head_weight:  # in the same steps, but without effect on the prompt
-            loss = loss + cross_entropy(self._head_logits(client, image_features, text.detach()), labels)
+        loss = cross_entropy(super().logits(client, image_features), labels)
+        if self.head_weight:  # in the same steps; the two share no parameter
+            loss = loss + cross_entropy(self._head_logits(client, image_features), labels)
         return loss
 
     def logits(self, client: Client, image_features: Tensor) -> Tensor:
         """Log-probabilities [b, C] of the mixture."""
         import torch
 
-        text = client.text_features()
+        text = client.text_features()  # [C, d]
         experts = [] if client.expert_text is None else [client.expert_text]
         everyone = torch.cat([text.unsqueeze(0), *experts])  # [n + 1, C, d]
         votes = client.logit_scale * torch.einsum("bd,kcd->kbc", image_features, everyone)
         mixture = votes.log_softmax(dim=-1).logsumexp(dim=0) - math.log(len(votes))
         if not self.head_weight:
             return mixture
-        head = self._head_logits(client, image_features, text).log_softmax(dim=-1)
+        head = self._head_logits(client, image_features).log_softmax(dim=-1)
         weights = torch.tensor([self.head_weight, 1 - self.head_weight]).to(head).log()
         return torch.stack([head + weights[0], mixture + weights[1]]).logsumexp(dim=0)
 
-    def _head_logits(self, client: Client, image_features: Tensor, text: Tensor) -> Tensor:
+    def _head_logits(self, client: Client, image_features: Tensor) -> Tensor:
         from fedmoe.models.functional import combine
 
+        text = client.constants["template"]  # [C, d]
         head: Gate = getattr(client, "head")  # noqa: B009, its type is known here alone
         similarity = head.similarity(image_features, text.unsqueeze(0))  # [b, C]
         return combine(similarity, image_features, text, client.logit_scale, self.lmbda)
