@@ -33,7 +33,7 @@ from fedmoe.readers.array_pickle import load_arrays
 from fedmoe.runs.records import Attention, RoundRecord
 
 TABLES = [1, 2, 3, 4, 6, 7, 8, 9]
-NAMES = [f"table{n}" for n in TABLES] + [f"figure{n}" for n in (3, 4, 5, 6)]
+NAMES = [f"table{n}" for n in TABLES] + [f"figure{n}" for n in (3, 4, 5, 6)] + ["experts_matter"]
 
 
 def published_rows(section: Mapping) -> dict[str, list]:

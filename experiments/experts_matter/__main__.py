@@ -69,7 +69,7 @@ def _last(run: Run) -> list[ClientScore]:
     return list(read_clients(run.folder, run.settings["federation.clients"])[run.rounds].values())
 
 
-def tests(rows: Sequence[Measured], measure: str) -> dict[str, tuple[float, float | None, float]]:
+def against_the_reference(rows: Sequence[Measured], measure: str) -> dict[str, tuple[float, float | None, float]]:
     """The reference against every other row: difference in points, p over clients and p over seeds.
 
     Over clients: Wilcoxon signed-rank, corrected by Holm for the number of rows. Over seeds: the paired t-test, since
@@ -88,7 +88,7 @@ def tests(rows: Sequence[Measured], measure: str) -> dict[str, tuple[float, floa
 
 def table(rows: Sequence[Measured]) -> str:
     """Markdown."""
-    found = {measure: tests(rows, measure) for measure in MEASURES}
+    found = {measure: against_the_reference(rows, measure) for measure in MEASURES}
     lines = [
         "| row | own classes | others' classes | mean of both | difference of the means | p, clients | p, seeds |",
         "|---|---:|---:|---:|---:|---:|---:|",
