@@ -99,7 +99,7 @@ def test_clutter_lies_behind_the_digit(data, i):
 def test_images_do_not_depend_on_the_order_in_which_they_are_read(data):
     again = DigitDomains(domains=DOMAINS)
     for i in (8000, 4, 5999):
-        assert np.array_equal(again.train.image(i), data.train.image(i))
+        assert again.train.image(i).tobytes() == data.train.image(i).tobytes()
     alone = DigitDomains(domains=("cluttered",))
     assert np.array_equal(np.asarray(alone.train.image(3)), pixels(data, "cluttered", 3))
     assert not np.array_equal(pixels(data, "cluttered", 3), pixels(replace(data, seed=1), "cluttered", 3))

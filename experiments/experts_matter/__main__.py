@@ -126,8 +126,8 @@ def picture(rows: Sequence[Measured]) -> Figure:
     for row in rows:
         _, colour, marker = next(group for group in groups if row.key.startswith(group[0]))
         x, y = row.mean("own"), row.mean("others")
-        bars = {"xerr": row.std("own"), "yerr": row.std("others")}
-        axes.errorbar(x, y, **bars, fmt=marker, color=colour, markersize=7, elinewidth=0.8, alpha=0.9)
+        across, up = row.std("own"), row.std("others")
+        axes.errorbar(x, y, xerr=across, yerr=up, fmt=marker, color=colour, markersize=7, elinewidth=0.8, alpha=0.9)
         axes.annotate(row.label, (x, y), xytext=(7, 5), textcoords="offset points", fontsize=7, color=colour)
     axes.set_xlabel("accuracy on own classes, %")
     axes.set_ylabel("accuracy on classes that only others of the domain hold, %")

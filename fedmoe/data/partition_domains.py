@@ -198,8 +198,8 @@ class DomainClasses(DomainPartition):
                 for j, share in zip(holders, shares, strict=False):
                     parts[name][j].append(self._kept(share, label, domain) if name == "train" else share)
         return [
-            ClientIndices(*(np.sort(np.concatenate(own)) for own in client))
-            for client in zip(parts["train"], parts["test"], strict=True)
+            ClientIndices(np.sort(np.concatenate(own)), np.sort(np.concatenate(tested)))
+            for own, tested in zip(parts["train"], parts["test"], strict=True)
         ]
 
     def _kept(self, share: np.ndarray, label: int, domain: str) -> np.ndarray:
