@@ -32,11 +32,11 @@ class ClipConfig:
     """The frozen CLIP."""
 
     architecture: str = "RN50"
-    """Name of an open_clip architecture (RN50, ViT-B-16, ...), or a CLIP shipped with this package: fedmoe-tiny, or
-    fedmoe-tiny-vit with a VisionTransformer."""
+    """Name of an open_clip architecture (RN50, ViT-B-16, ...), or a CLIP shipped with this package: fedmoe-tiny,
+    fedmoe-tiny-vit with a VisionTransformer, or fedmoe-wide with features four times as wide as pFedMoAP's gate."""
     pretrained: str | None = "openai"
-    """open_clip's tag of the weights (openai, laion2b_s34b_b88k, ...; glyphs for fedmoe-tiny and
-    fedmoe-tiny-vit); null: random weights."""
+    """open_clip's tag of the weights (openai, laion2b_s34b_b88k, ...; glyphs for those of this package); null: random
+    weights."""
     weights: str | None = None
     """A local weights file instead of the tag: OpenAI's .pt, an open_clip checkpoint, or safetensors."""
     model_config: str | None = None

@@ -39,7 +39,7 @@ from fedmoe.report.tables import show
 from fedmoe.runs.records import Attention, RoundRecord
 
 TABLES = [1, 2, 3, 4, 6, 7, 8, 9]
-NAMES = [f"table{n}" for n in TABLES] + [f"figure{n}" for n in (3, 4, 5, 6)] + ["zero-shot"]
+NAMES = [f"table{n}" for n in TABLES] + [f"figure{n}" for n in (3, 4, 5, 6)] + ["zero-shot", "experts_matter"]
 
 
 def published_alone(name: str, preset: str | None = None) -> Manifest:

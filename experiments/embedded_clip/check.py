@@ -112,6 +112,7 @@ def glyph_accuracy(clip: FrozenCLIP, class_names: Sequence[str], seed: int) -> f
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure the embedded CLIP on real digits.", allow_abbrev=False)
+    parser.add_argument("--architecture", default="fedmoe-tiny", help="fedmoe-tiny or fedmoe-wide")
     parser.add_argument("--weights", type=Path, help="another checkpoint than the embedded one")
     parser.add_argument("--model-config", type=Path, help="its open_clip model config, where it is another one")
     parser.add_argument("--prompt-learning", action="store_true", help="also learn prompts (a minute)")
@@ -123,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         clip = FrozenCLIP.load(
             ClipConfig(
-                architecture="fedmoe-tiny",
+                architecture=options.architecture,
                 pretrained=None if options.weights else "glyphs",
                 weights=str(options.weights) if options.weights else None,
                 model_config=str(options.model_config) if options.model_config else None,

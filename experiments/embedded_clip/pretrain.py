@@ -146,6 +146,15 @@ def pretrain(config: dict[str, Any], steps: int, seed: int, fonts: tuple[FontFil
     return {key: value.detach() for key, value in model.state_dict().items()} | {"token_embedding.rows": rows}
 
 
+def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of floats with two or more dimensions rounded to float16, the others as they are.
+
+    Vectors stay float32: they are small, and variances of batch norms may lie outside float16's range. A float16 number
+    is a float32 number, so a model that reads the file holds exactly the stored values.
+    """
+    return {key: t.half() if t.ndim > 1 and t.is_floating_point() else t for key, t in tensors.items()}
+
+
 class Steps:
     """Progress: a bar on a terminal, else a line every 50 steps."""
 
@@ -183,6 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--model-config", type=Path, default=ASSETS / "fedmoe-tiny.json", help="open_clip model config")
     parser.add_argument("--steps", type=int, default=700, help=f"batches of {BATCH} images")
+    parser.add_argument("--half", action="store_true", help="store matrices as float16")
     parser.add_argument("--seed", type=int, default=0, help="of weights, images and captions")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; another number gives other bits")
     options = parser.parse_args(arguments)
@@ -194,6 +204,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         config = json.loads(options.model_config.read_text())
         tensors = pretrain(config, options.steps, options.seed, find_fonts())
+        if options.half:
+            tensors = half(tensors)
         recipe = {"steps": options.steps, "seed": options.seed, "threads": options.threads, "torch": torch.__version__}
         # One entry only: safetensors does not fix the order of several.
         write_tensors_atomic(options.out, tensors, {"recipe": json.dumps(recipe)})

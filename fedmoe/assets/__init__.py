@@ -1,1 +1,1 @@
-"""The embedded CLIP: model config and compact checkpoint of fedmoe-tiny and fedmoe-tiny-vit. See README.md."""
+"""The embedded CLIPs: model configs and compact checkpoints of fedmoe-tiny, fedmoe-tiny-vit and fedmoe-wide."""

@@ -14,9 +14,10 @@ from fedmoe.data.partition import (
     partition_dataset,
     partition_summary,
 )
-from fedmoe.data.partition_domains import DomainDirichlet, OneDomainPerClient
+from fedmoe.data.partition_domains import DomainClasses, DomainDirichlet, OneDomainPerClient
 from fedmoe.data.sets.caltech101 import Caltech101
 from fedmoe.data.sets.cifar import CIFAR10, CIFAR100
+from fedmoe.data.sets.digit_domains import DigitDomains
 from fedmoe.data.sets.digits import Digits
 from fedmoe.data.sets.domainnet import DomainNet
 from fedmoe.data.sets.dtd import DTD
@@ -36,8 +37,10 @@ __all__ = [
     "Caltech101",
     "ClientIndices",
     "DataSet",
+    "DigitDomains",
     "Digits",
     "Dirichlet",
+    "DomainClasses",
     "DomainDirichlet",
     "DomainNet",
     "Flowers102",

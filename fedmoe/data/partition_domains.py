@@ -18,7 +18,7 @@ from fedmoe.data.base import DataSet, Split
 from fedmoe.data.partition import ClientIndices, Partition, SeededPartition, dirichlet_split
 from fedmoe.data.shares import MinimumNotReached
 from fedmoe.errors import UserError
-from fedmoe.seeds import derive
+from fedmoe.seeds import derive, numpy_generator
 
 
 class DomainPartition(Partition):
@@ -58,8 +58,8 @@ class DomainPartition(Partition):
         if train.domains is None or (len(test) and test.domains is None):
             raise UserError(
                 f"partition is {name}, which deals out each domain by itself, but {where} has no domains; valid is "
-                "data with domains (DomainNet, OfficeCaltech10, or ImageFolder with layout domains), or the partition "
-                "IID, Dirichlet or Pathological."
+                "data with domains (DomainNet, OfficeCaltech10, DigitDomains, or ImageFolder with layout domains), or "
+                "the partition IID, Dirichlet or Pathological."
             )
         present = np.unique(train.domains)
         untrained = [] if test.domains is None else np.setdiff1d(test.domains, present).tolist()
@@ -161,3 +161,72 @@ class OneDomainPerClient(DomainPartition):
         self, train: np.ndarray, test: np.ndarray, num_classes: int, seed: int, domain: str
     ) -> list[ClientIndices]:
         return [ClientIndices(np.arange(len(train)), np.arange(len(test)))]
+
+
+@dataclass(frozen=True)
+class DomainClasses(DomainPartition):
+    """Each client has some of the classes of its domain, and the clients of a domain have different ones.
+
+    The classes of a domain are shuffled and laid on a circle. Its clients start at even distances on it and take
+    ``classes_per_client`` classes in a row, so each class has the same number of holders, give or take one. The holders
+    of a class share its training and test examples evenly. federation.clients must be the number of domains times
+    ``clients_per_domain``.
+    """
+
+    classes_per_client: int = 5
+    """Classes of each client."""
+    clients_per_domain: int = 4
+    """Clients that share one domain."""
+    shots: int | None = None
+    """Training examples of each of its classes that a client gets, drawn with the run's seed; the others are not used.
+    null: its whole share."""
+
+    def __post_init__(self) -> None:
+        for key in ("classes_per_client", "clients_per_domain"):
+            if getattr(self, key) < 1:
+                raise UserError(f"partition.{key} is {getattr(self, key)!r}; valid is an integer of at least 1.")
+        if self.shots is not None and self.shots < 1:
+            raise UserError(f"partition.shots is {self.shots!r}; valid is null or an integer of at least 1.")
+
+    def _per_domain(self) -> tuple[int, str]:
+        count = self.clients_per_domain
+        return count, f"{count} client{'s' * (count != 1)} (partition.clients_per_domain)"
+
+    def _deal(
+        self, train: np.ndarray, test: np.ndarray, num_classes: int, seed: int, domain: str
+    ) -> list[ClientIndices]:
+        if self.classes_per_client > num_classes:
+            raise UserError(
+                f"partition.classes_per_client is {self.classes_per_client}, but there are {num_classes} classes; "
+                f"valid is 1 to {num_classes}."
+            )
+        held = _arcs(num_classes, self.clients_per_domain, self.classes_per_client, seed)
+        parts: dict[str, list[list[np.ndarray]]] = {}
+        for name, labels in (("train", train), ("test", test)):
+            parts[name] = [[] for _ in held]
+            for label in range(num_classes):
+                holders = [j for j, own in enumerate(held) if label in own]
+                generator = numpy_generator(seed, "partition", "classes", name, label)
+                shares = np.array_split(generator.permutation(np.flatnonzero(labels == label)), len(holders) or 1)
+                for j, share in zip(holders, shares, strict=False):
+                    parts[name][j].append(self._kept(share, label, domain) if name == "train" else share)
+        return [
+            ClientIndices(np.sort(np.concatenate(own)), np.sort(np.concatenate(tested)))
+            for own, tested in zip(parts["train"], parts["test"], strict=True)
+        ]
+
+    def _kept(self, share: np.ndarray, label: int, domain: str) -> np.ndarray:
+        if self.shots is not None and len(share) < self.shots:
+            raise UserError(
+                f"partition.shots is {self.shots}, but of the class {label} in the domain {domain!r} some client has "
+                f"only {len(share)} training examples; valid is null"
+                + (f", or at most {len(share)}." if len(share) else ".")
+            )
+        return share[: self.shots]
+
+
+def _arcs(num_classes: int, clients: int, each: int, seed: int) -> list[np.ndarray]:
+    """Each client's classes: ``each`` in a row on a circle of all, in a random order, from evenly spaced starts."""
+    order = numpy_generator(seed, "partition", "classes", "order").permutation(num_classes)
+    starts = [client * num_classes // clients for client in range(clients)]
+    return [order[(start + np.arange(each)) % num_classes] for start in starts]

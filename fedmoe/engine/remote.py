@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-<<<<<<< HEAD
-from collections import defaultdict
-=======
->>>>>>> w-flower
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -48,11 +44,7 @@ class RemoteFleet:
         self.work, self.line, self.config, self.window, self.trusted = work, line, config, window, trusted
         classes = len(work.module.prompts.class_names)
         self.checks = Checks(work.module.shared_start(), classes)
-<<<<<<< HEAD
-        self._crossed: defaultdict[str, float] = defaultdict(float)
-=======
         self._crossed: dict[str, float] = {}
->>>>>>> w-flower
         self._expected = identity(work)
         self._known: dict[int, Introduction] = {}
         self._where: dict[int, int] = {}
@@ -166,11 +158,7 @@ class RemoteFleet:
             yield nothing(job.client_id, f"evaluation: {why}") if isinstance(why, str) else why
 
     def crossed(self) -> dict[str, float]:
-<<<<<<< HEAD
-        sums, self._crossed = dict(self._crossed), defaultdict(float)
-=======
         sums, self._crossed = self._crossed, {}
->>>>>>> w-flower
         if (traffic := self.line.traffic()) is not None:
             sums |= {"wire_down": traffic[0] - self._traffic[0], "wire_up": traffic[1] - self._traffic[1]}
             self._traffic = traffic
@@ -178,11 +166,7 @@ class RemoteFleet:
 
     def _add(self, **numbers: float) -> None:
         for name, number in numbers.items():
-<<<<<<< HEAD
-            self._crossed[name] += number
-=======
             self._crossed[name] = self._crossed.get(name, 0) + number
->>>>>>> w-flower
 
     def states(self, known: Mapping[int, Known]) -> dict[int, ClientState]:
         return {}

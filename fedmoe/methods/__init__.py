@@ -19,6 +19,7 @@ from fedmoe.methods.fedsept import FedSEPT
 from fedmoe.methods.fedtpg import FedTPG
 from fedmoe.methods.fedvpt import FedVPT
 from fedmoe.methods.local_adapter import LocalAdapter
+from fedmoe.methods.neighbour_mixture import NeighbourMixture
 from fedmoe.methods.pfedmma import PFedMMA
 from fedmoe.methods.pfedmoap import PFedMoAP
 from fedmoe.methods.pfedprompt import PFedPrompt
@@ -45,6 +46,7 @@ __all__ = [
     "FedVPT",
     "LocalAdapter",
     "Method",
+    "NeighbourMixture",
     "PFedMMA",
     "PFedMoAP",
     "PFedPrompt",

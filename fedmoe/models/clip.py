@@ -29,10 +29,8 @@ from fedmoe.readers.weights import EMBEDDING, WeightsFile, expand_rows, read_wei
 if TYPE_CHECKING:
     from PIL import Image
 
-EMBEDDED = {
-    "fedmoe-tiny": ("glyphs",),
-    "fedmoe-tiny-vit": ("glyphs",),
-}  # architectures and tags that lie in fedmoe/assets
+EMBEDDED = {name: ("glyphs",) for name in ("fedmoe-tiny", "fedmoe-tiny-vit", "fedmoe-wide")}
+"""Architectures and tags that lie in fedmoe/assets."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -199,7 +197,7 @@ def _model_config(cfg: ClipConfig) -> tuple[dict[str, Any], dict[str, Any]]:
             near = did_you_mean(cfg.architecture, [*open_clip.list_models(), *EMBEDDED])
             raise UserError(
                 f"clip.architecture is {cfg.architecture!r}, which open_clip does not know{near or '; valid are '}"
-                + ("" if near else "open_clip's names, such as RN50 or ViT-B-16, and fedmoe-tiny.")
+                + ("" if near else "open_clip's names, such as RN50 or ViT-B-16, and fedmoe-tiny or fedmoe-wide.")
             )
         return config, {}
     return read_model_config(key, path)
