@@ -414,7 +414,7 @@ def test_domains_are_split_by_their_places_modulo_ten(cls, place, classes, tmp_p
     order = [(label, i) for label in range(classes) for i in range(6)]
     expected = [pair for k, pair in enumerate(order) if k % 10 >= 8]
     for domain in range(4):
-        mine = np.flatnonzero(data.test.domains == domain)
+        mine = np.flatnonzero(data.test.domains == domain).tolist()
         found = [(int(data.test.labels[k]), int(Path(paths_of(data.test)[k]).stem)) for k in mine]
         assert found == expected
     assert len(data.train) == 4 * (len(order) - len(expected))
@@ -424,6 +424,7 @@ def test_domains_are_split_by_their_places_modulo_ten(cls, place, classes, tmp_p
 def test_domains_are_split_by_class_when_asked(tmp_path):
     domains(tmp_path, VLCS, 10)
     data, other = (VLCS(root=str(tmp_path), split="drawn", split_seed=seed) for seed in (0, 1))
+    assert data.test.domains is not None
     assert Counter(zip(data.test.domains.tolist(), data.test.labels.tolist(), strict=True)) == {
         (domain, label): 2 for domain in range(4) for label in range(5)
     }
