@@ -19,16 +19,6 @@ from fedmoe.data import DataSet
 from fedmoe.errors import UserError
 
 BASE = (19, 51, 24, 50, 51, 51, 199, 98, 50)  # Pets, Flowers, DTD, Caltech, Food, UCF, SUN, Cars, Aircraft
-    "Pets": 19,
-    "Flowers": 51,
-    "DTD": 24,
-    "Caltech": 50,
-    "Food": 51,
-    "UCF": 51,
-    "SUN": 199,
-    "Cars": 98,
-    "Aircraft": 50,
-}
 
 
 @pytest.mark.parametrize("name", names())
