@@ -57,6 +57,10 @@ reproduce-%: setup  ## a table or figure of the paper: reproduce-table2 (DATA= P
 		$(if $(FEATURES_BATCH),--features-batch $(FEATURES_BATCH)) \
 		$(if $(JOBS),--jobs $(JOBS)) $(if $(WANDB),--wandb $(WANDB)) $(if $(OUT),--out $(OUT))
 
+benchmark-%: setup  ## every method in a protocol, ranked: benchmark-base-to-novel (PRESET=embedded, or full; DATA= SEEDS= ROUNDS= JOBS= OUT=)
+	$(RUN) -m experiments.benchmark $* $(if $(filter full,$(PRESET)),,--preset $(or $(PRESET),embedded)) $(if $(DATA),--data $(DATA)) \
+		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(OUT),--out $(OUT))
+
 bench: setup  ## speed of the local step and of a round against the plain way, on one thread
 	OMP_NUM_THREADS=1 $(RUN) -m experiments.bench
 

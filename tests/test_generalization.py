@@ -146,6 +146,24 @@ def test_own_classes_are_those_a_client_trained_on(
     assert found["classes"]["own"]["mean"] >= found["accuracy"]["mean"]
 
 
+def test_local_is_among_all_base_classes(folder: Path, embedded_clip: FrozenCLIP, test_images: Images) -> None:
+    """FedPGP's and FedMGP's Local, and the composites that papers print, from the global prompt by hand."""
+    run = fit(folder, "PromptFL", "--partition=Pathological", name="skewed")
+    found, state = evaluation(run, "--classes=true")["classes"], kept(run)
+    counts = torch.tensor(json.loads((run / "partition.json").read_text())["counts_train"])  # [N, C]
+    features, labels = test_images
+    with torch.no_grad():
+        text = PromptLearner(embedded_clip, NAMES[:BASE], PromptConfig())(state.server.shared["prompt"])
+    expected = []
+    for client_id in range(CLIENTS - LATE):
+        mine = torch.isin(labels, counts[client_id].nonzero()[:, 0])
+        expected.append(share(features[mine] @ text.T, labels[mine]))
+    local, base, novel = (found[name]["mean"] for name in ("local", "base", "novel"))
+    assert local == pytest.approx(sum(expected) / len(expected))
+    assert found["harmonic_mean_with_local"] == pytest.approx(harmonic(local, base, novel))
+    assert found["combined"] == pytest.approx((local + harmonic(base, novel)) / 2)
+
+
 def test_late_clients_take_no_part(folder: Path) -> None:
     run = fit(folder, "PFedMoAP", "--method.num_experts=2")
     rounds, state = read_jsonl(run / "rounds.jsonl"), kept(run)

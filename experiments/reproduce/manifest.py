@@ -94,6 +94,7 @@ class Manifest:
     generate: str | None = None  # data that the preset makes itself, see plan.GENERATORS
     regimes: Mapping[str, Settings] = field(default_factory=dict)  # name -> settings over those of the regime
     controls: tuple[Row, ...] = ()
+    scores: tuple[str, ...] = ()  # of a benchmark's protocol: what its leaderboard shows, see experiments/benchmark
 
     @property
     def all_rows(self) -> tuple[Row, ...]:
@@ -161,6 +162,7 @@ def read_manifest(path: Path, preset: str | None = None) -> Manifest:
         preset=preset,
         generate=own.text("generate", "") or None if own else None,
         regimes=_regimes(top, own),
+        scores=top.texts("scores"),
     )
     top.done(["published", "seeds", "configs", "settings", "data", "notes", "axis", "presets", "controls", "regimes"])
     for fields in presets.values():

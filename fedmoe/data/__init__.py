@@ -19,21 +19,37 @@ from fedmoe.data.sets.caltech101 import Caltech101
 from fedmoe.data.sets.cifar import CIFAR10, CIFAR100
 from fedmoe.data.sets.digit_domains import DigitDomains
 from fedmoe.data.sets.digits import Digits
+from fedmoe.data.sets.domain_folders import PACS, VLCS, OfficeHome
 from fedmoe.data.sets.domainnet import DomainNet
 from fedmoe.data.sets.dtd import DTD
+from fedmoe.data.sets.eurosat import EuroSAT
+from fedmoe.data.sets.fgvc_aircraft import FGVCAircraft
 from fedmoe.data.sets.flowers102 import Flowers102
 from fedmoe.data.sets.food101 import Food101
 from fedmoe.data.sets.hugging_face import HuggingFace
+from fedmoe.data.sets.idx_images import EMNIST, KMNIST, MNIST, FashionMNIST
 from fedmoe.data.sets.image_folder import ImageFolder
+from fedmoe.data.sets.imagenet import ImageNet, ImageNetA, ImageNetR, ImageNetSketch, ImageNetV2
 from fedmoe.data.sets.office_caltech import OfficeCaltech10
 from fedmoe.data.sets.oxford_pets import OxfordPets
+from fedmoe.data.sets.stanford_cars import StanfordCars
+from fedmoe.data.sets.sun397 import SUN397
+from fedmoe.data.sets.tiny_imagenet import TinyImageNet
+from fedmoe.data.sets.ucf101 import UCF101
 from fedmoe.data.subset import SubsetConfig
 
 __all__ = [
     "CIFAR10",
     "CIFAR100",
     "DTD",
+    "EMNIST",
     "IID",
+    "KMNIST",
+    "MNIST",
+    "PACS",
+    "SUN397",
+    "UCF101",
+    "VLCS",
     "Caltech101",
     "ClientIndices",
     "DataSet",
@@ -43,11 +59,20 @@ __all__ = [
     "DomainClasses",
     "DomainDirichlet",
     "DomainNet",
+    "EuroSAT",
+    "FGVCAircraft",
+    "FashionMNIST",
     "Flowers102",
     "Food101",
     "HuggingFace",
     "ImageFolder",
+    "ImageNet",
+    "ImageNetA",
+    "ImageNetR",
+    "ImageNetSketch",
+    "ImageNetV2",
     "OfficeCaltech10",
+    "OfficeHome",
     "OneDomainPerClient",
     "OxfordPets",
     "Partition",
@@ -55,7 +80,9 @@ __all__ = [
     "PublishedFacts",
     "RawData",
     "Split",
+    "StanfordCars",
     "SubsetConfig",
+    "TinyImageNet",
     "partition_dataset",
     "partition_summary",
 ]

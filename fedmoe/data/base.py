@@ -90,11 +90,13 @@ class RawData:
 
 @dataclass(frozen=True)
 class PublishedFacts:
-    """The size of a data set in table 5 of the paper."""
+    """The size of a data set as published."""
 
     train: int
     test: int
     classes: int
+    source: str = "table 5 of the paper"
+    """Where these numbers stand, for messages."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -120,7 +122,11 @@ class DataSet(ABC):
     template: ClassVar[str] = "a photo of a {class}."
     """Caption of a class for zero-shot prediction."""
     published: ClassVar[PublishedFacts | None] = None
-    """The size that the paper gives, where it uses this data set."""
+    """The size that the paper, or else the data set's authors, give."""
+    target_only: ClassVar[bool] = False
+    """Whether there are test images only: a target for models that were trained on other data."""
+    repeats_names: ClassVar[bool] = False
+    """Whether two classes may have one name, as in CLIP's names of ImageNet's classes."""
     coarse: ClassVar[tuple[int, ...] | None] = None
     """The coarse class of each class, by label, where the data set has coarse classes."""
 
@@ -215,20 +221,23 @@ def _labels(split: Split, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray | No
     return split.labels[kept], None if split.domains is None else split.domains[kept]
 
 
-def check_dataset(dataset: DataSet) -> None:
+def check_dataset(dataset: DataSet, training: bool = True) -> None:
     """Check that labels and domains point at names that exist, and that there is something to train on.
+
+    Args:
+        training: whether training examples are needed.
 
     Raises:
         UserError: there is no training example, a class name is doubled or not text, or a label or domain has no name.
     """
     where, num_classes = f"The data set {dataset.name!r}", len(dataset.class_names)
     doubled = sorted({name for name in dataset.class_names if dataset.class_names.count(name) > 1})
-    if doubled:
+    if doubled and not dataset.repeats_names:
         raise UserError(f"{where} has several classes of the name {doubled[0]!r}; class names must differ.")
     for name in (*dataset.class_names, *dataset.domain_names):
         if not is_encodable(name):
             raise UserError(f"{where} has a class or domain of the name {name!r}, which is not text; rename it.")
-    if not len(dataset.train):
+    if training and not len(dataset.train):
         raise UserError(f"{where} has no training example; at least 1 is needed.")
     for part, split in (("train", dataset.train), ("test", dataset.test)):
         check_range(split.labels, num_classes, f"{where}, split {part!r}, has the label", "class name")

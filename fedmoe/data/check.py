@@ -29,7 +29,7 @@ class CheckReport:
 
 
 def check(dataset: DataSet, headers: bool = False) -> CheckReport:
-    """Compare a data set with what it should be: class names, domains, sizes against table 5, and all its files.
+    """Compare a data set with what it should be: class names, domains, sizes as published, and all files.
 
     The whole data set is looked at, without the limits ``shots`` and ``subset``; the text says where they apply.
 
@@ -39,7 +39,7 @@ def check(dataset: DataSet, headers: bool = False) -> CheckReport:
     Raises:
         UserError: the data set cannot be read at all.
     """
-    check_dataset(dataset)
+    check_dataset(dataset, training=not dataset.target_only)
     raw = dataset._raw
     parts = (("train", raw.train), ("test", raw.test))
     lines = [
@@ -49,7 +49,8 @@ def check(dataset: DataSet, headers: bool = False) -> CheckReport:
     ]
     problems = _compare_sizes(dataset, lines)
     lines += _per_domain(raw.domain_names, parts)
-    problems += _empty_classes(raw.class_names, raw.train)
+    part, split = parts[dataset.target_only]
+    problems += _empty_classes(raw.class_names, split, "training" if part == "train" else part)
     problems += _check_files(parts, headers, lines)
     if len(dataset.train) != len(raw.train) or len(dataset.test) != len(raw.test):
         lines.append(
@@ -68,12 +69,12 @@ def _compare_sizes(dataset: DataSet, lines: list[str]) -> list[str]:
     found = (len(raw.train), len(raw.test), len(raw.class_names))
     expected = (facts.train, facts.test, facts.classes)
     if found == expected:
-        lines.append("Sizes: as in table 5 of the paper")
+        lines.append(f"Sizes: as in {facts.source}")
         return []
     nouns = ("training examples", "test examples", "classes")
     differing = [f"{f} {noun}, not {e}" for f, e, noun in zip(found, expected, nouns, strict=True) if f != e]
     whole = " (together they are as many; the data are split otherwise)" if sum(found) == sum(expected) else ""
-    return [f"the sizes differ from table 5 of the paper: {'; '.join(differing)}{whole}."]
+    return [f"the sizes differ from {facts.source}: {'; '.join(differing)}{whole}."]
 
 
 def _per_domain(names: Sequence[str], parts: Sequence[tuple[str, Split]]) -> list[str]:
@@ -88,10 +89,10 @@ def _per_domain(names: Sequence[str], parts: Sequence[tuple[str, Split]]) -> lis
     return [f"  {name:<{width}}  {counts[0][i]:>7} train {counts[1][i]:>7} test" for i, name in enumerate(names)]
 
 
-def _empty_classes(names: Sequence[str], train: Split) -> list[str]:
-    counts = np.bincount(train.labels, minlength=len(names))
+def _empty_classes(names: Sequence[str], split: Split, part: str) -> list[str]:
+    counts = np.bincount(split.labels, minlength=len(names))
     empty = [name for name, count in zip(names, counts, strict=True) if not count]
-    return [f"{len(empty)} of {len(names)} classes have no training example: {some(empty)}."] if empty else []
+    return [f"{len(empty)} of {len(names)} classes have no {part} example: {some(empty)}."] if empty else []
 
 
 def _check_files(parts: Sequence[tuple[str, Split]], headers: bool, lines: list[str]) -> list[str]:

@@ -1,10 +1,11 @@
 """How well a finished run generalizes beyond its clients' own classes.
 
 A run with ``data.subset.classes`` = B learns the first B classes of the data set, the base classes; the others are
-novel. Each personalized model is scored on three sets, as in CoCoOp (Zhou et al., CVPR 2022, arXiv 2203.05557) and
+novel. Each personalized model is scored in four ways, as in CoCoOp (Zhou et al., CVPR 2022, arXiv 2203.05557) and
 FedPGP (Cui et al., ICML 2024, section 5.1), choosing only among the classes of that set:
 
 - own: the client's own test images, among the classes it has training images of;
+- local: the same images, among all base classes, as FedPGP's and FedMGP's code does;
 - base: all test images of the base classes, among the base classes;
 - novel: all test images of the novel classes, among the novel classes.
 
@@ -38,10 +39,11 @@ class TestImages:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Accuracy over clients in percent (mean, std, min, max, worst_decile) on own, base and novel classes.
+    """Accuracy over clients in percent (mean, std, min, max, worst_decile): own, local, base and novel.
 
-    ``harmonic_mean`` is that of the means on base and novel classes (CoCoOp), ``harmonic_mean_of_three`` that of all
-    three (FedPGP).
+    ``harmonic_mean`` is that of the means on base and novel classes (CoCoOp), ``harmonic_mean_of_three`` that of own,
+    base and novel, and ``harmonic_mean_with_local`` that of local, base and novel (pFedMMA).
+    ``combined`` is (local + harmonic_mean) / 2, FedMGP's CM.
     """
 
     own: dict[str, float]
@@ -49,6 +51,9 @@ class ClassScores:
     novel: dict[str, float]
     harmonic_mean: float
     harmonic_mean_of_three: float
+    local: dict[str, float]
+    harmonic_mean_with_local: float
+    combined: float
 
 
 @torch.no_grad()
@@ -67,7 +72,7 @@ def score_classes(
         novel_module: a module of the same method with the novel class names.
     """
     work = fleet.work
-    own_scores, base_scores, novel_scores = [], [], []
+    own_scores, local_scores, base_scores, novel_scores = [], [], [], []
     for client_id in range(work.config.participants):
         data, version = work.data.client(client_id), server.known(client_id).version
         downlink = work.method.deploy(server, client_id, context)
@@ -76,13 +81,23 @@ def score_classes(
         mine = torch.isin(data.test_labels, classes)
         labels = torch.searchsorted(classes, data.test_labels[mine])
         own_scores.append(_accuracy(work.module, TestImages(data.test_features[mine], labels), classes))
+        local_scores.append(_accuracy(work.module, TestImages(data.test_features[mine], data.test_labels[mine])))
         base_scores.append(_accuracy(work.module, base))
         fitted = replace(loadout, parameters=work.module.export())  # after fine-tuning, where the method does that
         novel_module.load(client_id, fitted)
         novel_scores.append(_accuracy(novel_module, novel))
-    own_found, base_found, novel_found = summarize(own_scores), summarize(base_scores), summarize(novel_scores)
-    means = [found["mean"] for found in (own_found, base_found, novel_found)]
-    return ClassScores(own_found, base_found, novel_found, harmonic_mean(means[1:]), harmonic_mean(means))
+    own, local, base_found, novel_found = map(summarize, (own_scores, local_scores, base_scores, novel_scores))
+    both = [base_found["mean"], novel_found["mean"]]
+    return ClassScores(
+        own,
+        base_found,
+        novel_found,
+        harmonic_mean(both),
+        harmonic_mean([own["mean"], *both]),
+        local,
+        harmonic_mean([local["mean"], *both]),
+        (local["mean"] + harmonic_mean(both)) / 2,
+    )
 
 
 def _accuracy(module: ClientModule, images: TestImages, classes: Tensor | None = None) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,18 @@ def write_folder(root: Path) -> None:
             paint(root / name / f"{i}.png", i)
 
 
+def idx(values: np.ndarray) -> bytes:
+    """The contents of a file in MNIST's format."""
+    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+def write_mnist(root: Path) -> None:
+    (root / "mnist").mkdir(parents=True)
+    for prefix in ("train", "t10k"):
+        (root / "mnist" / f"{prefix}-images-idx3-ubyte").write_bytes(idx(np.zeros((20, 28, 28), dtype=np.uint8)))
+        (root / "mnist" / f"{prefix}-labels-idx1-ubyte").write_bytes(idx((np.arange(20) % 10).astype(np.uint8)))
+
+
 def write_saved(root: Path) -> None:
     """What Hugging Face's library saves; it takes a second to import."""
     import datasets
@@ -123,5 +136,6 @@ KINDS = {
     "flowers": Kind(write_flowers, ("--data=Flowers102", "--data.root=data")),
     "office": Kind(write_office, ("--data=OfficeCaltech10", "--data.root=data")),
     "folder": Kind(write_folder, ("--data=ImageFolder", "--data.root=data")),
+    "mnist": Kind(write_mnist, ("--data=MNIST", "--data.root=data")),
     "saved": Kind(write_saved, ("--data=HuggingFace", "--data.root=data")),
 }

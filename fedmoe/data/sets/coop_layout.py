@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from fedmoe.data.base import DataSet, RawData, is_encodable
 from fedmoe.data.sets.image_files import file_split, files_key, find_folder, images_in, subfolders
@@ -35,39 +35,33 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class CoopLayout(DataSet):
-    """A data set in CoOp's layout.
+class CoopImages(DataSet):
+    """A folder of images where CoOp has it, with CoOp's caption as an option.
 
     Raises:
-        UserError: on reading: folder or images are missing, the split file cannot be used, or the split that takes
-            its place cannot be built, written or downloaded.
+        UserError: on reading: the folder is missing, or could not be downloaded.
     """
 
     root: str = "data"
     """Folder that holds the data set's folder."""
     download: bool = False
     """Where the images are missing, let torchvision download them to root."""
-    write_split: bool = False
-    """Where the split file is missing, write the split that is built in its place beside the images."""
-    split_seed: int = 0
-    """Seed of that split. It does not depend on the run's seed."""
+    captions: Literal["plain", "coop"] = "plain"
+    """Caption of a class for zero-shot prediction. plain: "a photo of a {class}.", for every data set the same; coop:
+    CoOp's caption for this data set."""
 
     folders: ClassVar[tuple[str, ...]]
     """The data set's folder below ``root``: CoOp's, then torchvision's."""
     image_folder: ClassVar[str]
-    """Folder of the images in that folder."""
-    split_file: ClassVar[str]
-    """Name of the split file in that folder."""
-    torchvision_name: ClassVar[str]
-    """torchvision's class that downloads the data set."""
+    """Folder of the images in that folder; "" for that folder itself."""
+    torchvision_name: ClassVar[str | None] = None
+    """torchvision's class that downloads the data set; None where it has none that does."""
+    coop_template: ClassVar[str] = DataSet.template
+    """CoOp's caption of a class."""
 
-    @abstractmethod
-    def _build(self, folder: Path) -> dict[str, list[Row]]:
-        """The split that CoOp's rules give, for a folder without a split file.
-
-        Raises:
-            UserError: files that the rules need are missing or cannot be used.
-        """
+    @property
+    def template(self) -> str:  # type: ignore[override]  # chosen by a setting here, a constant elsewhere
+        return self.coop_template if self.captions == "coop" else DataSet.template
 
     @cached_property
     def _folder(self) -> Path:
@@ -78,11 +72,46 @@ class CoopLayout(DataSet):
                 if os.path.isdir(root / name / self.image_folder):
                     return root / name
             if self.download and attempt == 0:
+                if self.torchvision_name is None:
+                    raise UserError(
+                        f"data.download is true, but torchvision does not download {self.name}; valid is false, with "
+                        f"the images in {root / self.folders[0] / self.image_folder}."
+                    )
                 torchvision_download(self.torchvision_name, root)
-        below = f"{self.folders[0]}/{self.image_folder}"
-        hint = "" if self.download else "; data.download=true fetches it"
+        below = f"{self.folders[0]}/{self.image_folder}".rstrip("/")
+        hint = "" if self.download or self.torchvision_name is None else "; data.download=true fetches it"
         find_folder(self.root, below, f"{below}/ and in it the images of {self.name}{hint}")
         return root / self.folders[0]
+
+    def _source_key(self) -> str:
+        raw = self._raw
+        return f"{self.name} {files_key(self._folder / self.image_folder, raw.train.paths or (), raw.test.paths or ())}"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CoopLayout(CoopImages):
+    """A data set in CoOp's layout.
+
+    Raises:
+        UserError: on reading: folder or images are missing, the split file cannot be used, or the split that takes
+            its place cannot be built, written or downloaded.
+    """
+
+    write_split: bool = False
+    """Where the split file is missing, write the split that is built in its place beside the images."""
+    split_seed: int = 0
+    """Seed of that split. It does not depend on the run's seed."""
+
+    split_file: ClassVar[str]
+    """Name of the split file in the data set's folder."""
+
+    @abstractmethod
+    def _build(self, folder: Path) -> dict[str, list[Row]]:
+        """The split that CoOp's rules give, for a folder without a split file.
+
+        Raises:
+            UserError: files that the rules need are missing or cannot be used.
+        """
 
     def _read(self) -> RawData:
         folder = self._folder
@@ -110,10 +139,6 @@ class CoopLayout(DataSet):
             "%s is missing: the split is drawn by CoOp's rules with data.split_seed %d (%s); %s",
             path, self.split_seed, sizes, end,
         )  # fmt: skip
-
-    def _source_key(self) -> str:
-        raw = self._raw
-        return f"{self.name} {files_key(self._folder / self.image_folder, raw.train.paths or (), raw.test.paths or ())}"
 
 
 def raw_data(table: Any, images: Path, where: str) -> RawData:
@@ -218,6 +243,48 @@ def split_class(paths: Iterable[str], label: int, name: str, seed: int, where: s
     order = numpy_generator(seed, "coop split", label).permutation(len(paths))
     rows: list[Row] = [(paths[i], label, name) for i in order]
     return {"train": rows[:count], "val": rows[count : count + first], "test": rows[count + first :]}
+
+
+def hold_out(trainval: Iterable[Row], test: list[Row], seed: int, where: str) -> dict[str, list[Row]]:
+    """CoOp's rule where the test images are published: of each class, 20 % of the others become validation images.
+
+    Args:
+        where: what lists the training images, for messages.
+
+    Raises:
+        UserError: a class has too few images.
+    """
+    table: dict[str, list[Row]] = {"train": [], "val": [], "test": test}
+    by_label: dict[int, list[Row]] = {}
+    for row in trainval:
+        by_label.setdefault(row[1], []).append(row)
+    for label, rows in sorted(by_label.items()):
+        count = round(VAL_SHARE * len(rows))
+        if not count:
+            raise UserError(
+                f"{where} lists {len(rows)} images of class {rows[0][2]!r}, too few for validation images by CoOp's "
+                "rules (20 %); valid is at least 3, or a split file."
+            )
+        order = numpy_generator(seed, "coop split", label).permutation(len(rows))
+        table["val"] += [rows[i] for i in order[:count]]
+        table["train"] += [rows[i] for i in order[count:]]
+    return table
+
+
+def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
+    """The lines of a text file that are not empty, without white space at their ends, and their numbers from 1.
+
+    Raises:
+        UserError: the file is missing or is no text; the sentence says ``what`` it tells.
+    """
+    try:
+        lines = read_regular(path).decode("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({getattr(error, 'strerror', None) or error}), which tells {what}; valid is the "
+            "file that comes with the data set."
+        ) from error
+    return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def split_folders(

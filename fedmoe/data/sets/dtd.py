@@ -18,6 +18,7 @@ class DTD(CoopLayout):
     image_folder = "images"
     split_file = "split_zhou_DescribableTextures.json"
     torchvision_name = "DTD"
+    coop_template = "{class} texture."
     published = PublishedFacts(train=2820, test=1692, classes=47)
 
     def _build(self, folder: Path) -> dict[str, list[Row]]:

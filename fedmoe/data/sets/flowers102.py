@@ -31,6 +31,7 @@ class Flowers102(CoopLayout):
     image_folder = "jpg"
     split_file = "split_zhou_OxfordFlowers.json"
     torchvision_name = "Flowers102"
+    coop_template = "a photo of a {class}, a type of flower."
     published = PublishedFacts(train=4093, test=2463, classes=102)
 
     def _build(self, folder: Path) -> dict[str, list[Row]]:

@@ -18,6 +18,7 @@ class Food101(CoopLayout):
     image_folder = "images"
     split_file = "split_zhou_Food101.json"
     torchvision_name = "Food101"
+    coop_template = "a photo of {class}, a type of food."
     published = PublishedFacts(train=50500, test=30300, classes=101)
 
     def _build(self, folder: Path) -> dict[str, list[Row]]:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmoe.data.base import PublishedFacts
-from fedmoe.data.sets.coop_layout import VAL_SHARE, CoopLayout, Row
+from fedmoe.data.sets.coop_layout import CoopLayout, Row, hold_out
 from fedmoe.errors import UserError
 from fedmoe.io import read_regular
-from fedmoe.seeds import numpy_generator
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -26,23 +25,13 @@ class OxfordPets(CoopLayout):
     image_folder = "images"
     split_file = "split_zhou_OxfordPets.json"
     torchvision_name = "OxfordIIITPet"
+    coop_template = "a photo of a {class}, a type of pet."
     published = PublishedFacts(train=2944, test=3669, classes=37)
 
     def _build(self, folder: Path) -> dict[str, list[Row]]:
         lists = {part: read_annotations(folder / "annotations" / f"{part}.txt") for part in ("trainval", "test")}
-        table: dict[str, list[Row]] = {"train": [], "val": [], "test": lists["test"]}
-        for label in sorted({row[1] for row in lists["trainval"]}):
-            rows = [row for row in lists["trainval"] if row[1] == label]
-            count = round(VAL_SHARE * len(rows))
-            if not count:
-                raise UserError(
-                    f"{folder / 'annotations' / 'trainval.txt'} lists {len(rows)} images of class {rows[0][2]!r}, too "
-                    "few for validation images by CoOp's rules (20 %); valid is at least 3, or a split file."
-                )
-            order = numpy_generator(self.split_seed, "coop split", label).permutation(len(rows))
-            table["val"] += [rows[i] for i in order[:count]]
-            table["train"] += [rows[i] for i in order[count:]]
-        return table
+        where = str(folder / "annotations" / "trainval.txt")
+        return hold_out(lists["trainval"], lists["test"], self.split_seed, where)
 
 
 def read_annotations(path: Path) -> list[Row]:

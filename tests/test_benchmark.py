@@ -1,0 +1,95 @@
+"""Protocols: all methods in each, and a leaderboard whose numbers are those of the runs' own files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+
+from experiments.benchmark import protocols
+from experiments.benchmark.__main__ import main
+from experiments.benchmark.protocols import load_protocol, names
+from experiments.benchmark.scores import SCORES, check_scores
+from experiments.reproduce.pending import method_of
+from experiments.reproduce.plan import Options, make_plan
+from fedmoe import methods
+from fedmoe.data import DataSet
+from fedmoe.errors import UserError
+
+BASE = (19, 51, 24, 50, 51, 51, 199, 98, 50)  # Pets, Flowers, DTD, Caltech, Food, UCF, SUN, Cars, Aircraft
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_method_is_in_every_protocol(name):
+    found = [method_of(row) for row in load_protocol(name).rows]
+    assert len(found) == len(set(found))
+    assert set(found) == set(methods.__all__) - {"Method"}
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_settings_of_a_protocol_are_valid(name, tmp_path):
+    for preset in (None, *load_protocol(name).presets):
+        manifest = load_protocol(name, preset)
+        check_scores(manifest.scores)
+        rows = tuple(row for row in manifest.rows if method_of(row) in ("ZeroShot", "PFedMoAP"))
+        plan = make_plan(replace(manifest, rows=rows), Options(tmp_path))
+        assert plan.runs and not plan.pending()
+        assert all(cell.state == "run" for cell in plan.cells)
+
+
+def test_base_classes_are_the_first_half_rounded_up():
+    """The sizes that FedPGP and FedMGP print: ceil(C / 2) of 37, 102, 47, 100, 101, 101, 397, 196 and 100 classes."""
+    found = {}
+    for entry in load_protocol("base-to-novel").data:
+        cls = next(c for c in _subclasses(DataSet) if c.name == entry.key)
+        found[entry.key] = (entry.settings["data"]["init_args"]["subset"]["classes"], cls.published.classes)
+    assert sorted(base for base, _ in found.values()) == sorted(BASE)
+    assert all(base == (classes + 1) // 2 for base, classes in found.values())
+
+
+def _subclasses(cls):
+    for found in cls.__subclasses__():
+        if "name" in vars(found):
+            yield found
+        yield from _subclasses(found)
+
+
+def test_mistakes_are_one_sentence(capsys):
+    assert main(["base-to-nvel"]) == 2
+    assert "did you mean 'base-to-novel'" in capsys.readouterr().err
+    with pytest.raises(UserError, match="scores has 'acuracy'; valid is accuracy, others"):
+        check_scores(("acuracy",))
+    assert all(score.formula for score in SCORES.values())
+
+
+def test_a_leaderboard(tmp_path, monkeypatch, capsys):
+    """Two methods, one round, through the processes and the evaluation of the real command."""
+    rows = [row for row in protocols._all() if method_of(row) == "PromptFL"]
+    monkeypatch.setattr(protocols, "_all", lambda: rows)
+    args = ["base-to-novel", "--preset=embedded", "--seeds=1", "--rounds=1", f"--out={tmp_path}"]
+    assert main(args) == 0, capsys.readouterr()
+    expected = {}
+    for path in (tmp_path / "runs").iterdir():
+        classes = json.loads((path / "evaluation.json").read_text())["classes"]
+        local, base, novel = (classes[key]["mean"] for key in ("local", "base", "novel"))
+        both = 2 * base * novel / (base + novel)
+        last = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()][1:]
+        sent = sum(line["bytes"]["down"] + line["bytes"]["up"] for line in last) / 1e6
+        three = 3 / (1 / local + 1 / base + 1 / novel)
+        expected[path.name.partition("-")[0]] = [(local + both) / 2, local, base, novel, both, three, sent]
+    with (tmp_path / "base-to-novel.csv").open() as file:
+        found = list(csv.DictReader(file))
+    order = sorted(expected.values(), key=lambda numbers: -numbers[0])
+    assert len(found) == len(order) == 2
+    for line, numbers in zip(found, order, strict=True):
+        columns = ["combined", "local", "base", "novel", "harmonic_mean", "harmonic_mean_with_local", "megabytes"]
+        assert [float(line[key]) for key in columns] == pytest.approx(numbers)
+    page = (tmp_path / "base-to-novel.md").read_text()
+    assert f"| 1 | {found[0]['method']} | {order[0][0]:.2f} | {order[0][1]:.2f} |" in page
+    assert "python -m experiments.benchmark base-to-novel" in page
+    assert (tmp_path / "base-to-novel.png").stat().st_size > 10_000
+    before = [path.stat().st_mtime_ns for path in sorted((tmp_path / "runs").rglob("rounds.jsonl"))]
+    assert main(args) == 0  # nothing runs again
+    assert before == [path.stat().st_mtime_ns for path in sorted((tmp_path / "runs").rglob("rounds.jsonl"))]
