@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import secrets
 from typing import TYPE_CHECKING, Any
 
 from fedmoe.engine.line import Answer, Order
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from flwr.app import Message
 
 VERSION = "1.42."
+_NONCE = 8
+"""Random bytes in each message: Flower names stored objects by their contents, and where two messages to a node are
+equal, taking the first one deletes what the second one needs."""
 _QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -49,7 +53,7 @@ def order_message(node: int, order: Order, ttl: float | None = None) -> Message:
     from flwr.app import ConfigRecord, Message, RecordDict
 
     record: dict[str, Any] = {"ask": order.ask, "run": order.run, "body": order.body, "signature": order.signature}
-    content = RecordDict({"order": ConfigRecord(record)})
+    content = RecordDict({"order": ConfigRecord({**record, "nonce": secrets.token_bytes(_NONCE)})})
     return Message(content, dst_node_id=node, message_type=order.ask, ttl=ttl)
 
 
@@ -57,7 +61,8 @@ def answer_message(answer: Answer, asked: Message) -> Message:
     """An answer as Flower's message."""
     from flwr.app import ConfigRecord, Message, RecordDict
 
-    content = RecordDict({"answer": ConfigRecord({"kind": answer.kind, "body": answer.body})})
+    record: dict[str, Any] = {"kind": answer.kind, "body": answer.body, "nonce": secrets.token_bytes(_NONCE)}
+    content = RecordDict({"answer": ConfigRecord(record)})
     return Message(content, reply_to=asked)
 
 
@@ -86,6 +91,7 @@ def _record(message: Message, name: str, types: dict[str, type]) -> dict[str, An
     if set(content.config_records) != {name} or len(content) != 1:
         raise ValueError(f"the message holds no {name} alone")
     record = dict(content.config_records[name])
+    record.pop("nonce", None)
     if record.keys() != types.keys() or any(type(record[key]) is not kind for key, kind in types.items()):
         raise ValueError(f"the message's {name} has other fields")
     return record
