@@ -29,7 +29,7 @@ def test_differences_and_their_tests() -> None:
     difference, clients, seeds = found["pfedmoap"]
     assert difference == pytest.approx(3.5)
     assert clients == pytest.approx(2 * 2 / 2**6)  # all six signs alike: 2 / 2^6, times two rows
-    assert seeds < 1e-6  # both seeds differ by exactly 3.5
+    assert seeds is not None and seeds < 1e-6  # both seeds differ by exactly 3.5
     assert found["promptfl"][0] == pytest.approx(-1 / 6)
     assert found["promptfl"][1] == 1.0
     assert against_the_reference(ROWS, "both")["pfedmoap"][0] == pytest.approx((3.5 + 30) / 2)
@@ -39,8 +39,10 @@ def test_the_table_and_the_picture_have_every_row() -> None:
     lines = table(ROWS).splitlines()
     assert lines[2] == "| row neighbours | 63.00 ± 0.71 | 40.50 ± 0.71 | 51.75 ± 0.71 |  |  |  |"
     assert lines[3].startswith("| row pfedmoap | 59.50 ± 0.71 | 10.50 ± 0.71 | 35.00 ± 0.71 | +16.75 | 0.0625 |")
-    words = [text.get_text() for text in picture(ROWS).axes[0].texts]
-    assert words == ["row neighbours", "row pfedmoap", "row promptfl"]
+    figure = picture(ROWS)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "2", "3"]
+    names = [text.get_text() for text in figure.legends[0].texts]
+    assert names == ["1  row neighbours", "2  row pfedmoap", "3  row promptfl"]
 
 
 def test_seeds_are_compared_by_the_paired_t_test() -> None:

@@ -69,11 +69,13 @@ def _last(run: Run) -> list[ClientScore]:
     return list(read_clients(run.folder, run.settings["federation.clients"])[run.rounds].values())
 
 
-def against_the_reference(rows: Sequence[Measured], measure: str) -> dict[str, tuple[float, float | None, float]]:
+def against_the_reference(
+    rows: Sequence[Measured], measure: str
+) -> dict[str, tuple[float, float | None, float | None]]:
     """The reference against every other row: difference in points, p over clients and p over seeds.
 
     Over clients: Wilcoxon signed-rank, corrected by Holm for the number of rows. Over seeds: the paired t-test, since
-    with five pairs no rank test can fall below 0.0625; not corrected.
+    with five pairs no rank test can fall below 0.0625; not corrected. Both are over the seeds that both rows have.
     """
     (reference,) = (row for row in rows if row.key == REFERENCE)
     others = [row for row in rows if row.key != REFERENCE]
@@ -82,7 +84,7 @@ def against_the_reference(rows: Sequence[Measured], measure: str) -> dict[str, t
     result = {}
     for row, one, p in zip(others, found, corrected, strict=True):
         a, b = by_seed(reference.scores[measure], row.scores[measure])
-        result[row.key] = one.difference, p, float(stats.ttest_rel(a, b).pvalue) if len(a) > 1 else float("nan")
+        result[row.key] = one.difference, p, float(stats.ttest_rel(a, b).pvalue) if len(a) > 1 else None
     return result
 
 
@@ -120,18 +122,18 @@ def _p(value: float | None) -> str:
 @styled
 def picture(rows: Sequence[Measured]) -> Figure:
     """Own classes against others' classes, a point for each row, with one standard deviation over seeds."""
-    figure = Figure(figsize=(8.5, 5.2), layout="constrained")
+    figure = Figure(figsize=(8.5, 6.4), layout="constrained")
     axes = figure.subplots()
     groups = (("neighbours", "#1b6ca8", "o"), ("pfedmoap", "#c0392b", "s"), ("", "#555555", "D"))
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
         _, colour, marker = next(group for group in groups if row.key.startswith(group[0]))
-        x, y = row.mean("own"), row.mean("others")
-        across, up = row.std("own"), row.std("others")
-        axes.errorbar(x, y, xerr=across, yerr=up, fmt=marker, color=colour, markersize=7, elinewidth=0.8, alpha=0.9)
-        axes.annotate(row.label, (x, y), xytext=(7, 5), textcoords="offset points", fontsize=7, color=colour)
+        x, y, across, up = row.mean("own"), row.mean("others"), row.std("own"), row.std("others")
+        name = f"{number}  {row.label}"
+        axes.errorbar(x, y, xerr=across, yerr=up, fmt=marker, color=colour, markersize=7, elinewidth=0.8, label=name)
+        axes.annotate(str(number), (x, y), xytext=(7, 5), textcoords="offset points", fontsize=10, color=colour)
     axes.set_xlabel("accuracy on own classes, %")
     axes.set_ylabel("accuracy on classes that only others of the domain hold, %")
-    axes.margins(x=0.25, y=0.12)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 
