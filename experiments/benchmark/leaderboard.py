@@ -1,8 +1,9 @@
 """A protocol's results as a ranking: scores over seeds, paired tests against the first, bytes and seconds.
 
-Methods are ranked by the protocol's first score, the mean over data sets and over the axis. The paired test is that of
-``fedmoe compare``: of each client (of each data set and place on the axis), the difference of the accuracy on its own
-test images in the last round, mean over seeds; Wilcoxon's signed-rank test, corrected for all methods by Holm.
+Methods are ranked by the protocol's first score, the mean over data sets and over the axis. The paired test is the one
+over clients of ``fedmoe.cli compare``: of each client (of each data set and place on the axis), the difference of the
+accuracy on its own test images in the last round, mean over seeds; Wilcoxon's signed-rank test, corrected for all
+methods by Holm.
 """
 
 from __future__ import annotations
