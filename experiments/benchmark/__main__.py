@@ -37,7 +37,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def benchmark(options: argparse.Namespace, console: Console) -> int:
     """What the command line asks for."""
-    from experiments.benchmark.leaderboard import picture, rank, read_entries, table, to_csv, to_markdown
+    from experiments.benchmark.leaderboard import picture, rank, read_entries, table, tested, to_csv, to_markdown
     from experiments.reproduce.plan import Options, make_plan
     from experiments.reproduce.runner import run_all
     from fedmoe import display
@@ -69,7 +69,7 @@ def benchmark(options: argparse.Namespace, console: Console) -> int:
     entries = read_entries(plan)
     if not entries:
         raise UserError(f"No method has finished in {out}; valid is at least one.")
-    lines = rank(entries)
+    lines = rank(entries, tested(plan))
     shown = table(plan, lines)
     command = _command(options)
     picture_name = f"{manifest.name}.png"
