@@ -88,7 +88,8 @@ def test_a_leaderboard(tmp_path, monkeypatch, capsys):
         assert [float(line[key]) for key in columns] == pytest.approx(numbers)
     page = (tmp_path / "base-to-novel.md").read_text()
     assert f"| 1 | {found[0]['method']} | {order[0][0]:.2f} | {order[0][1]:.2f} |" in page
-    assert "python -m experiments.benchmark base-to-novel" in page
+    assert "\npython -m experiments.benchmark base-to-novel --preset=embedded --seeds=1 --rounds=1\n" in page
+    assert str(tmp_path) not in page  # no folder of the machine
     assert (tmp_path / "base-to-novel.png").stat().st_size > 10_000
     before = [path.stat().st_mtime_ns for path in sorted((tmp_path / "runs").rglob("rounds.jsonl"))]
     assert main(args) == 0  # nothing runs again

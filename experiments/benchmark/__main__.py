@@ -35,9 +35,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def benchmark(options: argparse.Namespace, console: Console, arguments: Sequence[str]) -> int:
+def benchmark(options: argparse.Namespace, console: Console) -> int:
     """What the command line asks for."""
-    from experiments.benchmark.leaderboard import picture, rank, read_entries, table, to_csv, to_markdown
+    from experiments.benchmark.leaderboard import picture, rank, read_entries, table, tested, to_csv, to_markdown
     from experiments.reproduce.plan import Options, make_plan
     from experiments.reproduce.runner import run_all
     from fedmoe import display
@@ -69,9 +69,9 @@ def benchmark(options: argparse.Namespace, console: Console, arguments: Sequence
     entries = read_entries(plan)
     if not entries:
         raise UserError(f"No method has finished in {out}; valid is at least one.")
-    lines = rank(entries)
+    lines = rank(entries, tested(plan))
     shown = table(plan, lines)
-    command = "python -m experiments.benchmark " + " ".join(arguments)
+    command = _command(options)
     picture_name = f"{manifest.name}.png"
     write_text_atomic(out / f"{manifest.name}.csv", to_csv(plan, lines))
     plot_style.save(picture(plan, lines), out / picture_name)
@@ -82,11 +82,19 @@ def benchmark(options: argparse.Namespace, console: Console, arguments: Sequence
     return int(bool(outcome.failed) or any(codes) or any(not run.finished for run in plan.runs))
 
 
+def _command(options: argparse.Namespace) -> str:
+    """The command that makes these results again; it names no folder of this machine."""
+    parts = ["python -m experiments.benchmark", options.name]
+    for key in ("preset", "seeds", "rounds"):
+        value = getattr(options, key)
+        parts += [] if value is None else [f"--{key}={value}"]
+    return " ".join([*parts, "--data=DATA"] if options.data else parts)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one protocol; the exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
     try:
-        return benchmark(parse(given), Console(), given)
+        return benchmark(parse(arguments), Console())
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2

@@ -1,8 +1,9 @@
 """A protocol's results as a ranking: scores over seeds, paired tests against the first, bytes and seconds.
 
-Methods are ranked by the protocol's first score, the mean over data sets and over the axis. The paired test is that of
-``fedmoe compare``: of each client (of each data set and place on the axis), the difference of the accuracy on its own
-test images in the last round, mean over seeds; Wilcoxon's signed-rank test, corrected for all methods by Holm.
+Methods are ranked by the protocol's first score, the mean over data sets and over the axis. The paired test is the one
+over clients of ``fedmoe.cli compare``: of each client (of each data set and place on the axis), the difference of the
+first score, or of the accuracy on its own test images where that is none of a client, in the last round, mean over
+seeds; Wilcoxon's signed-rank test, corrected for all methods by Holm.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fedmoe.report.outside import csv_cell, markdown
 from fedmoe.report.statistics import Scores, by_client, holm, paired
 from fedmoe.report.tables import NONE, Cell, Table
 
+_FIELDS = {"accuracy": "accuracy", "others": "accuracy_others"}  # score -> what clients.jsonl calls it
 _FACTOR = 10**6  # above all clients' numbers: tells the clients of several cells apart
 
 
@@ -51,15 +53,16 @@ class Entry:
         found = self.by_seed(score)
         return statistics.fmean(found) if found else None
 
-    def clients(self, order: Sequence[tuple[str, float | None]]) -> Scores:
-        """(seed, client) -> accuracy in the last round; clients numbered through the cells."""
+    def clients(self, order: Sequence[tuple[str, float | None]], field: str) -> Scores:
+        """(seed, client) -> a number of clients.jsonl in the last round; clients numbered through the cells."""
         found: dict[tuple[int, int], float] = {}
         for number, key in enumerate(order):
             for result in self.cells.get(key, ()):
                 last = result.record.last
                 for score in result.record.clients[last.round] if last else ():
-                    if score.accuracy is not None:
-                        found[result.run.seed, number * _FACTOR + score.client] = score.accuracy
+                    value = getattr(score, field)
+                    if value is not None:
+                        found[result.run.seed, number * _FACTOR + score.client] = value
         return found
 
 
@@ -85,15 +88,21 @@ def read_entries(plan: Plan) -> list[Entry]:
     return sorted(entries, key=lambda entry: -(entry.mean(names[0]) or -math.inf))
 
 
-def rank(entries: Sequence[Entry]) -> list[Line]:
-    """The lines, with the paired tests against the first."""
+def tested(plan: Plan) -> str:
+    """What the paired tests compare: the first score where each client has it in clients.jsonl, else accuracy."""
+    first = plan.manifest.scores[0]
+    return first if first in _FIELDS else "accuracy"
+
+
+def rank(entries: Sequence[Entry], score: str) -> list[Line]:
+    """The lines, with the paired tests of a score of ``tested`` against the first."""
     if not entries:
         return []
     order = list(entries[0].cells)
-    first = entries[0].clients(order)
+    first = entries[0].clients(order, _FIELDS[score])
     tests = []
     for entry in entries[1:]:
-        a, b = by_client(first, entry.clients(order))
+        a, b = by_client(first, entry.clients(order, _FIELDS[score]))
         tests.append(paired(a, b, seed=0) if a else None)
     corrected = holm([test.p if test else None for test in tests])
     lines = [Line(entries[0], None, None)]
@@ -122,8 +131,8 @@ def table(plan: Plan, lines: Sequence[Line]) -> Table:
     notes += [
         "Mean over clients, data sets and the axis ± sample standard deviation over seeds (n − 1); the first ranks.",
         "MB: down and up, all clients and rounds of a run, without evaluations; s: its training, on the machine below.",
-        "first − this: points of accuracy on clients' own test images, mean over clients that both have; "
-        "p: Wilcoxon signed-rank over clients, Holm's correction for all methods.",
+        f"first − this: points of {SCORES[tested(plan)].label}, mean over the clients that both have; p: Wilcoxon "
+        "signed-rank over clients, Holm's correction for all methods; none with fewer than 6 clients.",
     ]
     return Table(plan.title, tuple(head), tuple(rows), tuple(notes))
 
@@ -163,8 +172,6 @@ def picture(plan: Plan, lines: Sequence[Line]) -> Figure:
     )
     axes[0].set(xlabel="MB, down and up", ylabel=f"accuracy, own test images, %{where}")
     axes[1].set(xlabel="seconds of training")
-    for axis in axes:
-        axis.set_xscale("symlog", linthresh=0.1)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
     figure.suptitle(plan.title)
     return figure
@@ -199,7 +206,7 @@ def to_markdown(plan: Plan, shown: Table, machine: str, command: str, picture_na
     budget = ", ".join(f"{key.rpartition('.')[2]} {settings[key]}" for key in _BUDGET if settings.get(key) is not None)
     lines += [
         "",
-        f"Budget: {budget}; {seeds} seeds.",
+        f"Budget: {budget}; {seeds} seed{'s' * (seeds > 1)}.",
         f"Machine: {markdown(machine)}.",
         "",
         "```sh",

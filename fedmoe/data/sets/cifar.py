@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from fedmoe.data.base import DataSet, PublishedFacts, RawData, Split
-from fedmoe.data.sets.coop_layout import download_error
+from fedmoe.data.sets.coop_images import download_error
 from fedmoe.data.sets.image_files import find_folder
 from fedmoe.errors import UserError
 from fedmoe.readers.array_pickle import load_arrays

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmoe.data.base import PublishedFacts, RawData
-from fedmoe.data.sets.coop_layout import CoopImages, Row, raw_data, read_lines
+from fedmoe.data.sets.coop_images import CoopImages, read_lines
+from fedmoe.data.sets.coop_layout import Row, raw_data
 from fedmoe.errors import UserError, did_you_mean
 
 

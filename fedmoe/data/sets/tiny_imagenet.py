@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmoe.data.base import DataSet, PublishedFacts, RawData, Split
-from fedmoe.data.sets.coop_layout import read_lines
+from fedmoe.data.sets.coop_images import read_lines
 from fedmoe.data.sets.image_files import file_split, files_key, find_folder
 from fedmoe.data.sets.wordnet import folder_split, named, read_names, wnid_folders
 from fedmoe.errors import UserError, did_you_mean

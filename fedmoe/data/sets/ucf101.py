@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmoe.data.base import PublishedFacts
-from fedmoe.data.sets.coop_layout import CoopLayout, Row, hold_out, read_lines
+from fedmoe.data.sets.coop_images import read_lines
+from fedmoe.data.sets.coop_layout import CoopLayout, Row, hold_out
 from fedmoe.errors import UserError, did_you_mean
 
 

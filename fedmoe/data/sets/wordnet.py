@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedmoe.data.base import Split
-from fedmoe.data.sets.coop_layout import read_lines
+from fedmoe.data.sets.coop_images import read_lines
 from fedmoe.data.sets.image_files import file_split, images_in, subfolders
 from fedmoe.errors import UserError, did_you_mean
 
