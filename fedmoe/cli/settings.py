@@ -118,6 +118,7 @@ COMMANDS = {
             "action": Setting(Literal["check"], help="check: is the data set complete, and of the known size")
         },
     ),
+    "configs": Command("List the configurations that come with the package.", is_of_experiment=False),
 }
 
 
