@@ -23,14 +23,14 @@ from fedmoe.data import Digits, Dirichlet, SubsetConfig
 from fedmoe.methods import Method, PFedMoAP, PromptFL
 
 
-class Kept(PromptFL):
+class _Kept(PromptFL):
     """A method of a user's own that keeps its argument under its name."""
 
     def __init__(self, strength: float = 0.5) -> None:
         self.strength = strength
 
 
-class Forgetful(PromptFL):
+class _Forgetful(PromptFL):
     """A method that does not say what it was built with."""
 
     def __init__(self, strength: float = 0.5) -> None:
@@ -113,7 +113,7 @@ def test_a_folder_is_loaded_and_one_that_is_none_refused(result: fedmoe.Result, 
         ({"federation__rounds": "many"}, "^federation.rounds is 'many'; valid is an integer"),
         ({"method": "PFedMoap"}, "did you mean 'PFedMoAP'?"),
         ({"method": PFedMoAP(num_experts=50)}, "method.num_experts is 50"),
-        ({"method": Forgetful(0.1)}, "method is a Forgetful that does not say what strength it was built with"),
+        ({"method": _Forgetful(0.1)}, "method is a _Forgetful that does not say what strength it was built with"),
         ({"seed": object()}, "seed is of the type object, which no config.yaml can hold"),
         ({"methods": ["PromptFL"]}, "methods is set; fedmoe.run trains one method"),
         ({"config": "fedmoe:quickstart"}, "methods is set; fedmoe.run trains one method"),
@@ -128,8 +128,8 @@ def test_mistakes_are_one_sentence(settings: dict, sentence: str, tmp_path: Path
 
 
 def test_objects_become_what_files_hold() -> None:
-    plain = plain_settings({"method": Kept(0.25), "federation": FederationConfig(rounds=7), "optim__prompt_lr": 0.5})
-    assert plain["method"] == {"class_path": "Kept", "init_args": {"strength": 0.25}}
+    plain = plain_settings({"method": _Kept(0.25), "federation": FederationConfig(rounds=7), "optim__prompt_lr": 0.5})
+    assert plain["method"] == {"class_path": f"{__name__}._Kept", "init_args": {"strength": 0.25}}
     assert (plain["federation"]["rounds"], plain["optim.prompt_lr"]) == (7, 0.5)
     assert plain_settings({"method": PromptFL})["method"] == "PromptFL"
 

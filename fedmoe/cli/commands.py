@@ -226,7 +226,7 @@ def report(settings: Namespace, console: Console) -> None:
 
     if settings.html is not None:  # first: a page that cannot be written leaves the plots as they are
         write_page(Path(settings.run), Path(settings.html))
-    show(Path(settings.run), console, settings.pdf)
+    show(Path(settings.run), console, settings.pdf, svg=settings.svg, latex=settings.latex)
     if settings.html is not None:
         say(console, f"  Page: {settings.html}")
 
@@ -280,6 +280,15 @@ def data(settings: Namespace, console: Console) -> int:
     return found.exit_code
 
 
+def runs(settings: Namespace, console: Console) -> None:
+    """List run folders."""
+    from fedmoe.report.listing import find_runs, runs_table
+    from fedmoe.report.tables import show
+
+    kept = {name: settings[name] for name in ("method", "data", "state") if settings[name] is not None}
+    show(runs_table(find_runs(Path(settings.dir)), settings.sort, kept), console)
+
+
 def configs(settings: Namespace, console: Console) -> None:
     """List the configurations that come with the package."""
     listed = shipped.names()
@@ -318,4 +327,5 @@ _FUNCTIONS: dict[str, Callable[[Namespace, Console], int | None]] = {
     "features": features,
     "data": data,
     "configs": configs,
+    "runs": runs,
 }

@@ -8,6 +8,7 @@ silently are refused: a key given twice in a YAML file, and null for a setting t
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -294,7 +295,7 @@ class Reader:
         for token, following in pairwise([*self.rest, ""]):
             option, _, path = token.partition("=")
             path = path or following
-            if option == f"--{key}" and path.rpartition(".")[2] in {cls.__name__ for cls in others}:
+            if choice and option == f"--{key}" and _has(choice.base, path, name):
                 return self._mistake(f"{text}; {option}={path} must stand before it")
         if others:
             names = either(cls.__name__ for cls in others)
@@ -318,6 +319,14 @@ class Reader:
             return found  # lr: prompt_lr and gating_lr
         near = closest(leaf, beside) or closest(name, {} if among is beside else among) or closest(leaf, leaves)
         return [near] if near else []
+
+
+def _has(base: type, path: str, name: str) -> bool:
+    """Whether the class that a short name or a path stands for has the setting; not where there is no such class."""
+    with contextlib.suppress(UserError):
+        owner = values.find_class(base, path)
+        return values.can_be_built(owner, base) and name in settings_of(owner)
+    return False
 
 
 def _full(key: str, name: str) -> str:
