@@ -218,8 +218,9 @@ class FeatureConfig:
 
 @dataclass(frozen=True)
 class ViewsConfig:
-    """Augmented views of the training images: random resized crop (bicubic) and horizontal flip. Test images are not
-    augmented."""
+    """Augmented views of the training images: random resized crop (bicubic) and horizontal flip.
+
+    Test images are not augmented."""
 
     kind: Literal["none", "cached", "online"] = "none"
     """none: images as they are; cached: several views of each image are encoded once, and each pass over the data draws
@@ -311,8 +312,9 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where the metrics of each round go, in addition to the run folder's rounds.jsonl, clients.jsonl and rounds.csv,
-    which are always written."""
+    """Where the metrics of each round go, beside rounds.jsonl, clients.jsonl and rounds.csv of the run folder.
+
+    Those three are always written."""
 
     wandb: Literal["disabled", "offline", "online"] = "disabled"
     """W&B: not used (disabled), written to the run folder for a later `wandb sync` (offline), or sent to its server

@@ -9,6 +9,7 @@ import logging
 import sys
 
 from rich.console import Console
+from rich.filesize import pick_unit_and_suffix
 from rich.progress import Progress, ProgressColumn, Task
 from rich.text import Text
 
@@ -18,6 +19,13 @@ from fedmoe.errors import printable
 def say(console: Console, text: str, style: str | None = None) -> None:
     """Print text as it is, with control characters written as escape sequences. Long lines are not broken."""
     console.print(printable(text), style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def format_bytes(number: float, like: float | None = None) -> str:
+    """A number of bytes in decimal units: ``"12.3 kB"``; in the unit that suits ``like`` where that is given."""
+    size = number if like is None else like
+    factor, unit = pick_unit_and_suffix(int(size), ["B", "kB", "MB", "GB"], 1000)
+    return f"{number:.0f} B" if unit == "B" else f"{number / factor:.1f} {unit}"
 
 
 class _Log(logging.Handler):

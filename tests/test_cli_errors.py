@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import jsonargparse
@@ -42,6 +43,11 @@ class _Folder(Partition):
 
     def split(self, train, test, num_classes, num_clients, seed):
         return []
+
+
+@dataclass(frozen=True)
+class _Skew(IID):
+    power: float = 0.5
 
 
 class _BuggyMethod(PromptFL):
@@ -118,6 +124,14 @@ COMMAND_LINE = [
     (
         "--method.epochs=3 --method fedmoe.methods.CoOp",
         "--method.epochs is not a setting of PFedMoAP; --method=fedmoe.methods.CoOp must stand before it.",
+    ),
+    (
+        "--partition.power=0.7 --partition test_cli_errors._Skew",
+        "--partition.power is not a setting of Dirichlet; --partition=test_cli_errors._Skew must stand before it.",
+    ),
+    (
+        "--partition.alhpa=0.7 --partition=nowhere.Skew",
+        "--partition.alhpa is not a setting of Dirichlet; did you mean '--partition.alpha'?",
     ),
     ("--partition.rounds=3", "--partition.rounds is not a setting of Dirichlet; did you mean '--federation.rounds'?"),
     (
@@ -300,12 +314,12 @@ def test_classes(arg, parts, capsys):
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        ([], ["No command", "fit, evaluate, report, compare, partition, features or data"]),
+        ([], ["No command", "fit, evaluate, report, compare, partition, features, data, runs or configs"]),
         (
             ["fti"],
             [
                 "'fti' is not a command",
-                "fit, evaluate, report, compare, partition, features or data",
+                "fit, evaluate, report, compare, partition, features, data, runs or configs",
                 "did you mean 'fit'?",
             ],
         ),

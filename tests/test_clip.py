@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import socket
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import open_clip
 import pytest
 import torch
 from conftest import GOLDEN, tiny_config
+from huggingface_hub.utils import http_backoff
 from open_clip.transformer import QuickGELU
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 from fedmoe.config import ClipConfig
 from fedmoe.errors import UserError
 from fedmoe.io import write_tensors_atomic
-from fedmoe.models.clip import FrozenCLIP
+from fedmoe.models.clip import FrozenCLIP, _few_words
 from fedmoe.readers.weights import ROWS, read_weights
 
 State = dict[str, Tensor]
@@ -507,3 +509,16 @@ def test_weights_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.Monk
     assert "clip.pretrained = openai of RN50 could not be fetched" in message
     assert "clip.weights" in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_tries_of_the_hubs_client_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{free.getsockname()[1]}/weights"  # bound, but nobody listens
+        with pytest.raises(Exception, match="refused"), _few_words():
+            http_backoff("GET", nowhere, max_retries=3, base_wait_time=0, max_wait_time=0)
+        assert caplog.messages == ["The model hub does not answer; a few more tries follow."]
+        caplog.clear()
+        with pytest.raises(Exception, match="refused"):  # afterwards, the client speaks for itself again
+            http_backoff("GET", nowhere, max_retries=1, base_wait_time=0, max_wait_time=0)
+        assert any("Retry 1/1" in message for message in caplog.messages)

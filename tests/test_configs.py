@@ -9,6 +9,9 @@ import pytest
 
 from fedmoe.cli import experiment_parser, main
 from fedmoe.cli.settings import GROUPS
+from fedmoe.cli.values import known_subclasses
+from fedmoe.data import DataSet, Partition
+from fedmoe.methods import Method
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in ("sweeps", "regimes"))
@@ -28,6 +31,12 @@ def test_help_explains_every_setting() -> None:
     ]
     assert len(actions) > 40
     assert [a.dest for a in actions if not a.help or len(a.help.split("(type")[0]) < 10] == []
+
+
+def test_titles_in_the_help_are_whole_sentences() -> None:
+    classes = [*GROUPS.values(), *(cls for base in (Method, DataSet, Partition) for cls in known_subclasses(base))]
+    ours = [cls for cls in classes if cls.__module__.startswith("fedmoe.")]  # tests make classes of their own
+    assert [cls.__name__ for cls in ours if not (cls.__doc__ or "").strip().partition("\n")[0].endswith(".")] == []
 
 
 def test_the_readme_example_of_a_method_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
+import math
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from federation_helpers import build_federation, differences
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -170,3 +175,37 @@ def test_metrics_of_a_method_reach_every_output(tmp_path: Path, monkeypatch: pyt
     assert last["metrics"] == {"clients": pytest.approx(2.0)}  # 1, 2 and 3 on 20 examples each
     rows = list(csv.DictReader((tmp_path / "run/rounds.csv").open()))
     assert float(rows[-1]["method/clients"]) == pytest.approx(2.0)
+
+
+@pytest.fixture
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on the path with every module that CONTRIBUTING.md shows."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for name, code in re.findall(r"```python\n# (\w+)\.py\n(.*?)```", text, re.S):
+        (tmp_path / f"{name}.py").write_text(code)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_the_examples_of_a_method_a_data_set_and_a_partition_run(examples: Path) -> None:
+    small = ["--federation.clients=4", "--federation.rounds=1", "--federation.local_epochs=1", "--data.count=20"]
+    own = ["--method=smoothed.Smoothed", "--data=shades.Shades", "--partition=mypartition.RoundRobin"]
+    where = [f"--output.dir={examples}", "--output.name=run", f"--features.cache_dir={examples / 'cache'}"]
+    args = ["--config=fedmoe:embedded", *own, "--method.smoothing=0.25", *small, *where]
+    assert main(["fit", *args, "--quiet"]) == 0
+    settings = yaml.safe_load((examples / "run/config.yaml").read_text())
+    assert settings["method"] == {"class_path": "smoothed.Smoothed", "init_args": {"smoothing": 0.25}}
+    # Example i of 20 has class i mod 2 and belongs to client i mod 4: 5 examples of one class on each client.
+    counts = json.loads((examples / "run/partition.json").read_text())["counts_train"]
+    assert counts == [[5, 0], [0, 5], [5, 0], [0, 5]]
+    last = json.loads((examples / "run/rounds.jsonl").read_text().splitlines()[-1])
+    assert (last["round"], last["failed"]) == (1, {})
+
+
+def test_the_example_of_a_loss_by_hand(examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = importlib.import_module("smoothed").Smoothed(smoothing=0.25)
+    monkeypatch.setattr(method, "logits", lambda client, features: features)
+    # Logits (0, log 3): probabilities 1/4 and 3/4; the target of class 1 is (1/8, 7/8).
+    found = method.loss(None, torch.tensor([[0.0, math.log(3)]]), torch.tensor([1]))
+    assert found.item() == pytest.approx(math.log(4) / 8 + math.log(4 / 3) * 7 / 8)

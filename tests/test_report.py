@@ -749,7 +749,6 @@ def test_a_path_that_is_no_run_is_answered_with_what_is_near(tmp_path: Path, mon
         "runs/quikstart": "runs/quikstart does not exist; valid is a run folder (with rounds.jsonl) or a comparison "
         "folder (with comparison.json); did you mean 'runs/quickstart'?",
         "quickstrat": "did you mean 'runs/quickstart'?",
-        "runs": "runs is a folder of runs; valid is one of them: runs/other, runs/quickstart.",
         "notes.txt": "notes.txt is neither a run folder (with rounds.jsonl) nor a comparison folder (with "
         "comparison.json).",
         "begun": "begun is a run that has finished no round yet; there is nothing to report.",
@@ -758,6 +757,32 @@ def test_a_path_that_is_no_run_is_answered_with_what_is_near(tmp_path: Path, mon
         with pytest.raises(UserError) as caught:
             report(Path(path), Console(file=io.StringIO()))
         assert str(caught.value).endswith(sentence), path
+
+
+def test_a_folder_of_runs_is_reported_side_by_side(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_run(tmp_path / name)
+    out = io.StringIO()
+    report(tmp_path, Console(file=out, width=200), pdf=True, svg=True, latex=True)
+    assert f"table: {tmp_path / 'comparison.md'}" in out.getvalue()
+    assert not (tmp_path / "comparison.json").exists()  # it does not become a comparison by being looked at
+    plots = {path.name for path in (tmp_path / "plots").iterdir()}
+    kinds = ("png", "pdf", "svg")
+    assert plots >= {f"{name}.{kind}" for name in ("accuracy_over_rounds", "client_accuracies") for kind in kinds}
+    assert (tmp_path / "plots/accuracy_over_rounds.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "plots/accuracy_over_rounds.pdf").read_bytes().startswith(b"%PDF")
+    tex = (tmp_path / "comparison.tex").read_text()
+    rows = [line for line in (tmp_path / "comparison.md").read_text().splitlines() if line.startswith("| ")]
+    assert tex.count(" & ") == sum(row.count(" | ") for row in rows)  # as many cells as the Markdown has
+    assert "\\midrule" in tex
+
+
+def test_a_run_is_reported_as_latex_on_request(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    printed(folder)
+    assert not (folder / "table.tex").exists()
+    report(folder, Console(file=io.StringIO()), latex=True)
+    assert "\\begin{tabular}" in (folder / "table.tex").read_text()
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:

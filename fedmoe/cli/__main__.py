@@ -1,4 +1,6 @@
-"""``python -m fedmoe.cli``."""
+"""``python -m fedmoe.cli``, and the script ``fedmoe``."""
+
+from typing import NoReturn
 
 from fedmoe.cli import process
 
@@ -9,5 +11,9 @@ def _main() -> int:
     return main()
 
 
-if __name__ == "__main__":
+def script() -> NoReturn:
     process.run(_main)
+
+
+if __name__ == "__main__":
+    script()

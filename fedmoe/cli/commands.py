@@ -1,14 +1,9 @@
-"""The command line: ``python -m fedmoe.cli fit | evaluate | report | compare | partition | features | client |
-engine | data``.
-
-Settings come from one or more --config files (later ones win) and from --key=value, which wins over the files before
-it. Methods, data sets and partitions are named by class: a short name such as PFedMoAP, or a class path such as
-mypackage.MyMethod.
-"""
+"""The command line: ``fedmoe fit | evaluate | report | compare | ...``, also as ``python -m fedmoe.cli``."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -18,21 +13,33 @@ from typing import Any
 from jsonargparse import Namespace
 from rich.console import Console
 
-from fedmoe.cli.process import interrupted
+from fedmoe import __version__
+from fedmoe.cli import shipped
+from fedmoe.cli.process import interrupted, program
 from fedmoe.cli.settings import COMMANDS, as_experiment, as_plain, build_parser, load_settings
 from fedmoe.cli.values import either, sentence
 from fedmoe.display import log_as_text, say
 from fedmoe.errors import UserError, did_you_mean
+
+_ABOUT = """
+Settings come from one or more --config files (later ones win) and from --key=value, which wins over the files before
+it. Methods, data sets and partitions are named by class: a short name such as PFedMoAP, or a class path such as
+mypackage.MyMethod. The command configs lists the files that come with the package.
+"""
+QUIET = "--quiet"  # of every command, and anywhere on the line
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0, 2 for a mistake in the input, 128 plus the number of a signal."""
     try:
         args = list(sys.argv[1:] if args is None else args)
+        quiet, args = QUIET in args, [arg for arg in args if arg != QUIET]
         log_as_text()
+        if args[:1] == ["reproduce"]:
+            return reproduce(args[1:])
         command = _command(args[0] if args else "")
         settings = build_parser(args[0]).parse_args(_with_kept_settings(args)[1:])
-        return command(settings, Console()) or 0
+        return command(settings, Console(quiet=quiet)) or 0
     except UserError as error:
         say(Console(stderr=True), f"Error: {error}", style="red")
         return 2
@@ -45,13 +52,19 @@ def _command(name: str) -> Callable[[Namespace, Console], int | None]:
 
     Raises:
         UserError: there is none.
-        SystemExit: help was asked for, and printed.
+        SystemExit: help or the version was asked for, and printed.
     """
+    if name == "--version":
+        print(f"fedmoe {__version__}")
+        raise SystemExit(0)
     if name in ("-h", "--help"):
-        parser = argparse.ArgumentParser(prog="python -m fedmoe.cli", description=__doc__)
+        parser = argparse.ArgumentParser(prog=program(), description=_ABOUT)
+        parser.add_argument("--version", action="store_true", help="print the version")
+        parser.add_argument(QUIET, action="store_true", help="print warnings and mistakes only; goes with any command")
         commands = parser.add_subparsers(title="commands, each with a --help of its own", metavar="command")
         for command, takes in COMMANDS.items():
             commands.add_parser(command, help=takes.about)
+        commands.add_parser("reproduce", help="Run a table or figure of the paper, in a checkout of the sources.")
         parser.parse_args([name])
     if not name:
         raise sentence(f"No command is given; valid is {either(COMMANDS)}.")
@@ -92,13 +105,18 @@ def _with_kept_settings(args: list[str]) -> list[str]:
 
 def fit(settings: Namespace, console: Console) -> None:
     """Train one method, or several to compare, then print the table and draw the plots."""
+    if settings.seeds is not None:
+        _fit_seeds(settings, console)
+    else:
+        train(settings, console)
+
+
+def train(settings: Namespace, console: Console) -> Path:
+    """``fit`` without ``seeds``; the folder of the run or the comparison."""
     from fedmoe.experiment import Session, compare, run
     from fedmoe.report import report
     from fedmoe.runs.folder import storage
 
-    if settings.seeds is not None:
-        _fit_seeds(settings, console)
-        return
     experiment, methods = as_experiment(settings)
     compared = settings.methods is not None
     label = "comparison" if compared else type(methods[0]).__name__.lower()
@@ -121,6 +139,7 @@ def fit(settings: Namespace, console: Console) -> None:
         else:
             run(session, methods[0], as_plain(settings), folder, resolve)
     report(folder, console)
+    return folder
 
 
 def _fit_seeds(settings: Namespace, console: Console) -> None:
@@ -207,7 +226,7 @@ def report(settings: Namespace, console: Console) -> None:
 
     if settings.html is not None:  # first: a page that cannot be written leaves the plots as they are
         write_page(Path(settings.run), Path(settings.html))
-    show(Path(settings.run), console, settings.pdf)
+    show(Path(settings.run), console, settings.pdf, svg=settings.svg, latex=settings.latex)
     if settings.html is not None:
         say(console, f"  Page: {settings.html}")
 
@@ -301,6 +320,44 @@ def data(settings: Namespace, console: Console) -> int:
     return found.exit_code
 
 
+def runs(settings: Namespace, console: Console) -> None:
+    """List run folders."""
+    from fedmoe.report.listing import find_runs, runs_table
+    from fedmoe.report.tables import show
+
+    kept = {name: settings[name] for name in ("method", "data", "state") if settings[name] is not None}
+    show(runs_table(find_runs(Path(settings.dir)), settings.sort, kept), console)
+
+
+def configs(settings: Namespace, console: Console) -> None:
+    """List the configurations that come with the package."""
+    listed = shipped.names()
+    width = max(map(len, listed)) + len(shipped.PREFIX)
+    for name in listed:
+        say(console, f"{shipped.PREFIX + name:<{width}}  {shipped.about(name)}")
+    say(
+        console,
+        f"Use: --config {shipped.PREFIX}quickstart; several may follow each other. The files: {shipped.folder()}",
+    )
+
+
+def reproduce(args: Sequence[str]) -> int:
+    """Run a table or figure of the paper, where ``experiments`` lies beside the package.
+
+    Raises:
+        UserError: it does not, as in an installed package.
+    """
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / "experiments" / "reproduce").is_dir():
+        raise UserError(
+            "reproduce needs the folder experiments, which is not part of the installed package; valid is a checkout "
+            "of fedmoe's sources (where its README and Makefile are), and there `make reproduce-table2` or "
+            "`python -m fedmoe.cli reproduce table2`."
+        )
+    sys.path.insert(0, str(checkout))
+    return int(importlib.import_module("experiments.reproduce.__main__").main(args))
+
+
 _FUNCTIONS: dict[str, Callable[[Namespace, Console], int | None]] = {
     "fit": fit,
     "evaluate": evaluate,
@@ -311,4 +368,6 @@ _FUNCTIONS: dict[str, Callable[[Namespace, Console], int | None]] = {
     "client": client,
     "engine": engine,
     "data": data,
+    "configs": configs,
+    "runs": runs,
 }

@@ -11,6 +11,8 @@ from typing import Any, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
+from fedmoe.cli import shipped
+from fedmoe.cli.process import program
 from fedmoe.cli.reader import Reader
 from fedmoe.cli.values import REQUIRED, Setting, is_group, sentence, shown, with_groups
 from fedmoe.errors import UserError, printable
@@ -49,10 +51,12 @@ class CommandParser:
 
     @cached_property
     def jsonargparse(self) -> ArgumentParser:
-        prog = f"python -m fedmoe.cli {self.name}".strip()
+        prog = f"{program()} {self.name}".strip()
         parser = ArgumentParser(prog=prog, description=self.about, exit_on_error=False, allow_abbrev=False)
         if self.preset:
-            files = "YAML file of settings; several may follow each other"
+            files = (
+                "YAML file of settings, or one that `configs` lists (fedmoe:quickstart); several may follow each other"
+            )
             parser.add_argument("--config", action="config", help=files)
         for name, setting in self.positionals.items():
             if get_origin(setting.hint) is list:
@@ -67,15 +71,15 @@ class CommandParser:
                 parser.add_argument(f"--{name}", type=setting.hint, help=setting.help, **default)
         return parser
 
-    def parse_args(self, args: Sequence[str]) -> Namespace:
-        """The settings that the arguments make.
+    def parse_args(self, args: Sequence[str], settings: Mapping[str, Any] | None = None) -> Namespace:
+        """The settings that the arguments make, and after them ``settings``, nested as in a file.
 
         Raises:
             UserError: the first setting that is wrong.
         """
-        args = [*self.preset, *args]
+        args = [*self.preset, *(shipped.resolved(args) if self.preset else args)]
         reader = Reader(self.name, self.options, self.positionals, bool(self.preset))
-        read = reader.read(args)
+        read = reader.read(args, settings)
         try:
             parsed = self.jsonargparse.parse_args(args) if read is None else self.jsonargparse.parse_object(read)
         except ArgumentError as error:  # what the reader let pass: in jsonargparse's words

@@ -31,6 +31,11 @@ class _Stop:
     said = False
 
 
+def program() -> str:
+    """How this process was called, for usage lines."""
+    return "fedmoe" if os.path.basename(sys.argv[0]) == "fedmoe" else "python -m fedmoe.cli"
+
+
 def run(command: Callable[[], int]) -> NoReturn:
     """Run the program in this process and exit: with the command's code, or 128 plus the number of the signal."""
     _open_standard_streams()

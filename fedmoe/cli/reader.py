@@ -8,6 +8,7 @@ silently are refused: a key given twice in a YAML file, and null for a setting t
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,10 +59,13 @@ class Reader:
         self.lengths: dict[str, int] = {}  # of lists of classes
         self.file: Path | None = None
         self.where = ""  # file and line, as the sentence begins
+        self.in_python = False  # whether what is read are settings of a Python program
         self.notes: list[str] = []
 
-    def read(self, args: Sequence[str]) -> dict[str, Any] | None:
+    def read(self, args: Sequence[str], settings: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """The settings that were given, nested as in a file; None where help or the settings are to be printed.
+
+        ``settings`` come after the arguments; what is said about them has no dashes, as it has none about a file.
 
         ``notes`` then has one line for each class whose settings were dropped.
 
@@ -79,6 +83,8 @@ class Reader:
                     return None
             else:
                 self._positional(token)
+        self.in_python = settings is not None
+        self._mapping("", "", settings or {})
         for name, setting in self.expected:
             if name not in self.given:
                 raise sentence(f"The command {self.command} needs {name} ({setting.help}); none is given.")
@@ -279,9 +285,9 @@ class Reader:
         return self._mistake(f"{key} is {shown(value)}{why}; valid is {values.valid_in_words(hint, value)}", near)
 
     def _unknown(self, key: str, name: str) -> UserError:
-        dashes = "" if self.file or "[" in key else "--"
+        dashes = "" if self.file or self.in_python or "[" in key else "--"
         choice = self.chosen.get(key)
-        what = f"setting of {choice.owner.__name__}" if choice else f"known {'setting' if self.file else 'option'}"
+        what = f"setting of {choice.owner.__name__}" if choice else f"known {'option' if dashes else 'setting'}"
         text = f"{dashes}{_full(key, name)} is not a {what}"
         others = [cls for cls in values.known_subclasses(choice.base) if name in settings_of(cls)] if choice else []
         if self.file and name == "config":
@@ -289,7 +295,7 @@ class Reader:
         for token, following in pairwise([*self.rest, ""]):
             option, _, path = token.partition("=")
             path = path or following
-            if option == f"--{key}" and path.rpartition(".")[2] in {cls.__name__ for cls in others}:
+            if choice and option == f"--{key}" and _has(choice.base, path, name):
                 return self._mistake(f"{text}; {option}={path} must stand before it")
         if others:
             names = either(cls.__name__ for cls in others)
@@ -313,6 +319,14 @@ class Reader:
             return found  # lr: prompt_lr and gating_lr
         near = closest(leaf, beside) or closest(name, {} if among is beside else among) or closest(leaf, leaves)
         return [near] if near else []
+
+
+def _has(base: type, path: str, name: str) -> bool:
+    """Whether the class that a short name or a path stands for has the setting; not where there is no such class."""
+    with contextlib.suppress(UserError):
+        owner = values.find_class(base, path)
+        return values.can_be_built(owner, base) and name in settings_of(owner)
+    return False
 
 
 def _full(key: str, name: str) -> str:

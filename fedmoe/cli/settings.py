@@ -87,6 +87,8 @@ COMMANDS = {
         options={
             "html": Setting(str | None, None, "also write one self-contained page to this file"),
             "pdf": Setting(bool, False, "also write the plots as PDF"),
+            "svg": Setting(bool, False, "also write the plots as SVG"),
+            "latex": Setting(bool, False, "also write the table as LaTeX: table.tex, or comparison.tex"),
         },
         positionals={"run": Setting(str, help="a run folder, or a folder of runs to compare")},
         is_of_experiment=False,
@@ -153,6 +155,26 @@ COMMANDS = {
             "action": Setting(Literal["check"], help="check: is the data set complete, and of the known size")
         },
     ),
+    "runs": Command(
+        "List run folders: method, data, rounds, accuracy, state.",
+        options={
+            "dir": Setting(str, "runs", "folder to look for runs in, down to three levels"),
+            "method": Setting(str | None, None, "only runs of this method's class, such as PFedMoAP"),
+            "data": Setting(str | None, None, "only runs on this data set's class, such as Digits"),
+            "state": Setting(
+                Literal["finished", "unfinished", "empty", "unreadable"] | None,
+                None,
+                "only runs in this state; empty: no round is finished yet",
+            ),
+            "sort": Setting(
+                Literal["folder", "method", "data", "seed", "rounds", "accuracy", "changed"],
+                "folder",
+                "order; by accuracy: the best first; by changed: the latest first",
+            ),
+        },
+        is_of_experiment=False,
+    ),
+    "configs": Command("List the configurations that come with the package.", is_of_experiment=False),
 }
 
 

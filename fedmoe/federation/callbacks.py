@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedmoe.config import FederationConfig
-from fedmoe.display import Bars, Words, say
+from fedmoe.display import Bars, Words, format_bytes, say
 from fedmoe.federation.accuracy import per_class
 from fedmoe.federation.evaluation import Evaluation
 from fedmoe.federation.state import FederationState
@@ -167,9 +167,9 @@ class ProgressDisplay(Callback):
             self._bars.update(self._bar, completed=record.round, text=f"round {record.round}{self._accuracy}")
             return
         loss = "" if record.train_loss is None else f", loss {record.train_loss:.3f}"
-        down, up = record.bytes["down"] / 1e6, record.bytes["up"] / 1e6
+        down, up = (format_bytes(record.bytes[key]) for key in ("down", "up"))
         failed = f", {len(record.failed)} failed" if record.failed else ""
-        cost = f", {sum(record.seconds.values()):.1f} s, {down:.2f} MB down, {up:.2f} MB up"
+        cost = f", {sum(record.seconds.values()):.1f} s, {down} down, {up} up"
         accuracy = self._accuracy if record.evaluated else ""
         self._line(f"round {record.round}/{run.config.rounds}{loss}{failed}{accuracy}{cost}, {self._left()}")
 

@@ -29,4 +29,4 @@ class PromptFLFT(PromptFL):
     def __init__(self, epochs: int = 5) -> None:
         if epochs < 1:
             raise UserError(f"method.epochs is {epochs}; valid is an integer of at least 1 (PromptFL has none).")
-        self.fine_tune_epochs = epochs
+        self.epochs = self.fine_tune_epochs = epochs

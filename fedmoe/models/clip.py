@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -235,12 +237,38 @@ def _weights_path(cfg: ClipConfig, tag: _Tag | None) -> Path | None:
     from open_clip.pretrained import download_pretrained
 
     try:
-        return Path(download_pretrained(dict(tag.cfg)))
+        with _few_words():
+            return Path(download_pretrained(dict(tag.cfg)))
     except Exception as error:  # whatever the network, the cache or the hub's client raise
         raise UserError(
             f"The weights clip.pretrained = {tag.name} of {cfg.architecture} could not be fetched ({_first(error)}); "
             "without a network, set clip.weights to a local file of these weights."
         ) from error
+
+
+class _OneLine(logging.Filter):
+    """Lets one line stand for all that a client of the model hub says between its tries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not self._said:
+            self._said = True
+            logging.getLogger(__name__).warning("The model hub does not answer; a few more tries follow.")
+        return False
+
+
+@contextmanager
+def _few_words() -> Iterator[None]:
+    """One line in place of two for each try of the hub's client; the sentence that ends it all comes after."""
+    logger, one_line = logging.getLogger("huggingface_hub.utils._http"), _OneLine()
+    logger.addFilter(one_line)
+    try:
+        yield
+    finally:
+        logger.removeFilter(one_line)
 
 
 def _first(error: BaseException) -> str:

@@ -22,23 +22,27 @@ if TYPE_CHECKING:
 __all__ = ["plan_comparison", "report"]
 
 
-def report(path: Path, console: Console, pdf: bool = False) -> None:
-    """Write the plots of the run or comparison in ``path`` anew and print its table.
+def report(path: Path, console: Console, pdf: bool = False, *, svg: bool = False, latex: bool = False) -> None:
+    """Write the plots of the run, the comparison or the folder of runs in ``path`` anew and print its table.
 
-    A run gets plots/*.png. A comparison gets plots/*.png, comparison.md and the ``results`` in comparison.json.
-    With ``pdf``, each plot is written as a PDF, too.
+    A run gets plots/*.png. A comparison gets plots/*.png, comparison.md and the ``results`` in comparison.json; a
+    folder of runs gets the first two. With ``pdf`` and ``svg``, each plot is written in these formats, too; with
+    ``latex``, the table is written as table.tex, or comparison.tex.
 
     Raises:
-        UserError: if ``path`` is neither, naming the nearest folder that is; or if a file cannot be used.
+        UserError: if ``path`` is none of them, naming the nearest folder that is; or if a file cannot be used.
     """
-    from fedmoe.report.comparison import is_comparison, read_comparison
+    from fedmoe.report.comparison import is_comparison, read_comparison, read_folder
     from fedmoe.report.run import is_run, read_run
 
-    path, suffixes = Path(path), (".png", ".pdf") if pdf else (".png",)
+    path = Path(path)
+    suffixes = [".png", *([".pdf"] if pdf else []), *([".svg"] if svg else [])]
     if is_comparison(path):
-        _report_comparison(read_comparison(path), console, suffixes)
+        _report_comparison(read_comparison(path), console, suffixes, latex)
     elif is_run(path):
-        _report_run(read_run(path), console, suffixes)
+        _report_run(read_run(path), console, suffixes, latex)
+    elif runs := [name for name, folder in _reportable(path).items() if is_run(folder)]:
+        _report_comparison(read_folder(path, runs), console, suffixes, latex)
     else:
         raise UserError(neither_sentence(path))
 
@@ -53,8 +57,10 @@ def plan_comparison(path: Path, labels: Sequence[str]) -> None:
     write_json_atomic(Path(path) / "comparison.json", {"labels": list(labels), "results": []})
 
 
-def _report_run(run: Run, console: Console, suffixes: Sequence[str]) -> None:
-    from fedmoe.report import accuracy, plots, tables
+def _report_run(run: Run, console: Console, suffixes: Sequence[str], latex: bool) -> None:
+    from fedmoe.io import write_text_atomic
+    from fedmoe.report import accuracy, compare_tables, plots, tables
+    from fedmoe.report.outside import require_own
     from fedmoe.report.plot_style import save
 
     figures = {"label_distribution": plots.label_distribution(run.labels)}
@@ -64,19 +70,23 @@ def _report_run(run: Run, console: Console, suffixes: Sequence[str]) -> None:
         figures["client_accuracies"] = accuracy.client_accuracies({run.label: run})
     if any(r.attention for r in run.rounds):
         figures["expert_attention"] = plots.expert_attention(run)
-    files = _plot_files(run.path, figures, suffixes)
+    files, table = _plot_files(run.path, figures, suffixes), tables.run_table(run)
+    tex = require_own(run.path, run.path / "table.tex")
     try:
         for file, figure in files.items():
             save(figure, file)
+        if latex:
+            write_text_atomic(tex, compare_tables.latex_of([table]))
     except OSError as error:
         raise UserError(_not_written(run.path, error)) from None
-    tables.show(tables.run_table(run), console)
-    say(console, f"  Plots: {run.path / 'plots'}")
+    tables.show(table, console)
+    say(console, f"  Plots: {run.path / 'plots'}{f'; LaTeX: {tex}' if latex else ''}")
 
 
-def _report_comparison(comparison: Comparison, console: Console, suffixes: Sequence[str]) -> None:
+def _report_comparison(comparison: Comparison, console: Console, suffixes: Sequence[str], latex: bool) -> None:
     from fedmoe.io import write_json_atomic, write_text_atomic
-    from fedmoe.report import accuracy, plots, tables
+    from fedmoe.report import accuracy, compare_tables, plots, tables
+    from fedmoe.report.comparison import is_comparison
     from fedmoe.report.outside import require_own
     from fedmoe.report.plot_style import save
 
@@ -90,13 +100,16 @@ def _report_comparison(comparison: Comparison, console: Console, suffixes: Seque
         figures["label_distribution"] = plots.label_distribution(next(iter(comparison.runs.values())).labels)
     table = tables.comparison_table(comparison)
     files = _plot_files(path, figures, suffixes)
-    for name in ("comparison.json", "comparison.md"):
+    for name in ("comparison.json", "comparison.md", "comparison.tex"):
         require_own(path, path / name)
     try:
         for file, figure in files.items():
             save(figure, file)
-        results = {**comparison.manifest, "results": tables.comparison_results(comparison)}
-        write_json_atomic(path / "comparison.json", results)  # keeps what others wrote there
+        if is_comparison(path):  # a folder of runs does not become one by being looked at
+            results = {**comparison.manifest, "results": tables.comparison_results(comparison)}
+            write_json_atomic(path / "comparison.json", results)  # keeps what others wrote there
+        if latex:
+            write_text_atomic(path / "comparison.tex", compare_tables.latex_of([table]))
         write_text_atomic(path / "comparison.md", tables.to_markdown(table))
     except OSError as error:
         raise UserError(_not_written(path, error)) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,7 +60,15 @@ def read_comparison(path: Path) -> Comparison:
         UserError: if comparison.json is missing, unreadable or damaged. A run's damage is noted in its Entry.
     """
     manifest = read_document(path / "comparison.json", ComparisonManifest)
-    folders = manifest.labels
+    return _of_folders(path, manifest.labels, manifest.model_extra or {})
+
+
+def read_folder(path: Path, names: Sequence[str]) -> Comparison:
+    """The runs of these names in ``path``, which were not planned as a comparison."""
+    return _of_folders(path, names, {})
+
+
+def _of_folders(path: Path, folders: Sequence[str], more: Mapping[str, Any]) -> Comparison:
     found: dict[str, tuple[Run | None, str, str]] = {}
     for folder in folders:
         try:
@@ -74,7 +82,7 @@ def read_comparison(path: Path) -> Comparison:
     return Comparison(
         path,
         tuple(Entry(f, labels[f], *found[f]) for f in folders),
-        {"labels": folders, **(manifest.model_extra or {})},
+        {"labels": list(folders), **more},
     )
 
 

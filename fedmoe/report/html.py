@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from fedmoe.display import format_bytes
 from fedmoe.errors import UserError
 from fedmoe.io import write_text_atomic
 from fedmoe.report import accuracy, plots
@@ -18,7 +19,7 @@ from fedmoe.report.page import charted, html_table, notes_list, whole_page
 from fedmoe.report.plot_style import clients_in_words
 from fedmoe.report.run import Run, is_run, read_run
 from fedmoe.report.svg import inline
-from fedmoe.report.tables import Table, comparison_table, format_bytes, run_table
+from fedmoe.report.tables import Table, comparison_table, run_table
 from fedmoe.runs.records import RoundRecord
 
 SUFFIXES = (".html", ".htm")

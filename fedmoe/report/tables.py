@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.filesize import pick_unit_and_suffix
 from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from fedmoe.display import format_bytes
 from fedmoe.errors import printable, some
 from fedmoe.report.comparison import Comparison
 from fedmoe.report.outside import markdown
@@ -235,13 +235,6 @@ def _scores(last: RoundRecord, domains: Sequence[str]) -> list[float | None]:
     assert last.accuracy is not None
     scores = (last.accuracy["mean"], last.accuracy["worst_decile"], *map(last.accuracy_per_domain.get, domains))
     return [None if score is None else round(score, 2) for score in scores]
-
-
-def format_bytes(number: float, like: float | None = None) -> str:
-    """A number of bytes in decimal units: ``"12.3 kB"``; in the unit that suits ``like`` where that is given."""
-    size = number if like is None else like
-    factor, unit = pick_unit_and_suffix(int(size), ["B", "kB", "MB", "GB"], 1000)
-    return f"{number:.0f} B" if unit == "B" else f"{number / factor:.1f} {unit}"
 
 
 _LAST_ROUND = "last round, not the best one"
