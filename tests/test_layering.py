@@ -28,6 +28,8 @@ ROOMS = [
     "report",
     "tracking",
     "experiment",
+    "prediction",
+    "export",
     "cli",
 ]
 MODULES = {
