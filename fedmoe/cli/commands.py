@@ -259,7 +259,7 @@ def export(settings: Namespace, console: Console) -> None:
     require_free(folder, settings.onnx)
     require_checkpoint(run, settings.best)
     client = restore_client(Session(experiment, console), methods[0], run, number, settings.best)
-    with storage(folder):
+    with storage(folder, "nothing is left of the export; valid is a place that can be written"):
         told = export_client(client, run, folder, settings.onnx)
     say(console, f"{told.label}, client {told.client} after round {told.round}: {folder}")
 
@@ -277,7 +277,7 @@ def import_(settings: Namespace, console: Console) -> None:
     experiment, methods = _of_run(run)
     number = _client(settings, experiment)
     read_export(folder)  # before CLIP is loaded
-    with storage(run):
+    with storage(run, "the run is as it was"):
         told = import_client(Session(experiment, console), methods[0], folder, run, number)
     say(console, f"{told.label}: client {told.client} of {folder} is now client {number} of {run}")
 

@@ -40,8 +40,8 @@ back.
 
 The head fits the data of one client: on classes that this client hardly saw it can be worse than plain CLIP. The text
 features of other clients' prompts, which its gate weighs, and the client's own prompt are in `client.safetensors`:
-pass the folder on only where these may go. It holds no images. Licence: set `license` above; CLIP's weights and the data
-have their own.
+pass the folder on only where these may go. It holds no images. Licence: set `license` above; CLIP's weights and the
+data have their own.
 """
 
 
