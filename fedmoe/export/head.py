@@ -64,6 +64,7 @@ class Head(nn.Module):
         super().__init__()
         self.settings, self.class_names = dict(settings), list(class_names)
         self.text: Tensor
+        self.adapter_scale: Tensor
         for name, tensor in tensors.items():
             self.register_buffer(name.replace(".", "_"), tensor.float())
         self._mix = {
