@@ -23,7 +23,7 @@ from fedmoe.federation.state import FederationState
 from fedmoe.methods import LocalAdapter
 from fedmoe.models.adapter import ResidualAdapter
 from fedmoe.models.clip import FrozenCLIP
-from fedmoe.protocol.parameters import Parameter
+from fedmoe.protocol.client import Client
 from fedmoe.runs.checkpoint import StateStore
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -47,12 +47,8 @@ class OtherAdapter(LocalAdapter):
 
 
 class OtherLogits(LocalAdapter):
-    def logits(self, client, image_features):  # type: ignore[no-untyped-def]
+    def logits(self, client: Client, image_features: torch.Tensor) -> torch.Tensor:
         return super().logits(client, image_features)
-
-    def parameters(self, model):  # type: ignore[no-untyped-def]
-        found: list[Parameter] = list(super().parameters(model))
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +252,8 @@ def test_a_client_returns_to_its_run_and_nothing_else_changes(fit: Fit, tmp_path
     for name, tensor in now.items():
         assert torch.equal(tensor, (first if name in own else later)[name]), name
         assert name not in own or not torch.equal(tensor, later[name])
-    assert (told["round"], told["clients"][str(CLIENT)]["rounds_seen"]) == (3, 2)
+    seen = told["clients"][str(CLIENT)]
+    assert (told["round"], seen["version"], seen["rounds_seen"]) == (3, 2, 3)  # it has uploaded three times
     others = [{i: seen for i, seen in rest["clients"].items() if i != str(CLIENT)} for rest in (told, known)]
     assert others[0] == others[1]
     assert main(["evaluate", str(run)]) == 0

@@ -23,8 +23,8 @@ def import_client(session: Session, method: Method, exported: Path, folder: Path
     """Make an exported client the client ``client_id`` of a run's newest checkpoint.
 
     What the client keeps (its prompt, gate, held experts), its entry in the server's pool and what the server knows of
-    its rounds become those of the export; the shared parameters, the other clients and the logs stay. ``evaluate``,
-    ``predict`` and ``fit --resume`` go on from there.
+    its last round become those of the export; the number of its rounds never falls. The shared parameters, the other
+    clients and the logs stay. ``evaluate``, ``predict`` and ``fit --resume`` go on from there.
 
     Raises:
         UserError: the export is damaged, of a client that never trained, or of another method, CLIP or classes; the run
@@ -81,6 +81,7 @@ def _with_client(state: FederationState, client_id: int, told: ExportedClient, t
     known = all(0 <= i < state.num_clients for i in told.expert_ids)  # else they are clients of another run
     ids = tuple(told.expert_ids) if known else ()
     gated = told.gated or bool(told.expert_ids)
-    server.clients[client_id] = Known(told.rounds_seen, ids, min(told.version, state.round), gated)
-    client = ClientState(parameters, experts, told.rounds_seen)
+    seen = max(told.rounds_seen, server.known(client_id).rounds_seen)  # a privacy budget that is spent stays spent
+    server.clients[client_id] = Known(seen, ids, min(told.version, state.round), gated)
+    client = ClientState(parameters, experts, seen)
     return replace(state, server=server, clients={**state.clients, client_id: client})
