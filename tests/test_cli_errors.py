@@ -300,12 +300,12 @@ def test_classes(arg, parts, capsys):
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        ([], ["No command", "fit, evaluate, report, compare, partition, features or data"]),
+        ([], ["No command", "fit, evaluate, predict, export, import, report, compare, partition, features or data"]),
         (
             ["fti"],
             [
                 "'fti' is not a command",
-                "fit, evaluate, report, compare, partition, features or data",
+                "fit, evaluate, predict, export, import, report, compare, partition, features or data",
                 "did you mean 'fit'?",
             ],
         ),
