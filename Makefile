@@ -5,7 +5,7 @@ FLOWER ?= .venv-flower
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-flower quickstart test test-flower lint types smoke mutants bench embedded-clip clean
+.PHONY: help setup setup-flower quickstart test test-flower lint types smoke mutants bench embedded-clip docs clean
 
 help:  ## explain the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,10 @@ embedded-clip: setup  ## pre-train the embedded CLIP again (minutes) and check i
 	$(RUN) -m pip install --quiet --requirement experiments/embedded_clip/requirements.txt
 	$(RUN) -m experiments.embedded_clip.pretrain
 	$(RUN) -m experiments.embedded_clip.check
+
+docs: setup  ## the documentation site in site/, from the pages in docs/; warnings are errors
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs]"
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 clean:  ## remove .venv and caches (not runs/)
 	rm -rf $(VENV) $(FLOWER) .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -314,12 +314,12 @@ def test_classes(arg, parts, capsys):
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        ([], ["No command", "fit, evaluate, report, compare, partition, features, data, runs or configs"]),
+        ([], ["No command", "fit, evaluate, predict, export, import, report, compare, partition, features, client, "]),
         (
             ["fti"],
             [
                 "'fti' is not a command",
-                "fit, evaluate, report, compare, partition, features, data, runs or configs",
+                "fit, evaluate, predict, export, import, report, compare, partition, features, client, engine, data, ",
                 "did you mean 'fit'?",
             ],
         ),

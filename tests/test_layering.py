@@ -29,6 +29,8 @@ ROOMS = [
     "report",
     "tracking",
     "experiment",
+    "prediction",
+    "export",
     "cli",
     "api",
 ]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 from rich.console import Console
@@ -20,6 +20,10 @@ from fedmoe.cli.settings import COMMANDS, as_experiment, as_plain, build_parser,
 from fedmoe.cli.values import either, sentence
 from fedmoe.display import log_as_text, say
 from fedmoe.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from fedmoe.experiment import Experiment
+    from fedmoe.protocol.method import Method
 
 _ABOUT = """
 Settings come from one or more --config files (later ones win) and from --key=value, which wins over the files before
@@ -189,15 +193,24 @@ def _seeds(given: list[int] | str) -> list[int]:
     return seeds
 
 
+def _of_run(folder: Path) -> tuple[Experiment, list[Method]]:
+    """The experiment of a run folder, and its method.
+
+    Raises:
+        UserError: it is no run folder, or its settings hold a mistake.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is not a run folder (it has no config.yaml); valid is a folder that fit has made.")
+    return as_experiment(load_settings(folder / "config.yaml"))
+
+
 def evaluate(settings: Namespace, console: Console) -> None:
     """Score every client of a run from its last checkpoint."""
     from fedmoe.experiment import Session
     from fedmoe.experiment import evaluate as score
 
     folder = Path(settings.run)
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} is not a run folder (it has no config.yaml); valid is a folder that fit has made.")
-    experiment, methods = as_experiment(load_settings(folder / "config.yaml"))
+    experiment, methods = _of_run(folder)
     found = score(
         Session(experiment, console), methods[0], folder, settings.classes, settings.join_rounds, settings.best
     )
@@ -217,6 +230,75 @@ def evaluate(settings: Namespace, console: Console) -> None:
 
 def _spread(accuracy: dict[str, float]) -> str:
     return f"{accuracy['mean']:.2f} ± {accuracy['std']:.2f} %, worst tenth {accuracy['worst_decile']:.2f} %"
+
+
+def _client(settings: Namespace, experiment: Experiment) -> int:
+    """The client that a command is about.
+
+    Raises:
+        UserError: none is given, or the run does not have it.
+    """
+    from fedmoe.prediction.client import require_client
+
+    count = experiment.federation.clients
+    if settings.client is None:
+        raise UserError(f"client is not given; valid is --client=0 to --client={count - 1}.")
+    require_client(settings.client, count)
+    return int(settings.client)
+
+
+def predict(settings: Namespace, console: Console) -> None:
+    """Predict the classes of images with one client of a run."""
+    from fedmoe.experiment import Session
+    from fedmoe.prediction.client import require_checkpoint, restore_client
+    from fedmoe.prediction.images import find_images
+    from fedmoe.prediction.images import predict as classify
+    from fedmoe.prediction.show import FORMATS
+
+    folder = Path(settings.run)
+    experiment, methods = _of_run(folder)
+    images, number = find_images(settings.images), _client(settings, experiment)
+    require_checkpoint(folder, settings.best)  # before CLIP is loaded
+    session = Session(experiment, Console(stderr=True))  # stdout is for the predictions alone
+    client = restore_client(session, methods[0], folder, number, settings.best)
+    title = f"{methods[0].label}, client {client.client_id} after round {client.round}"
+    FORMATS[settings.format](classify(client, experiment.data, images, settings.top), title, console)
+
+
+def export(settings: Namespace, console: Console) -> None:
+    """Write what one client of a run predicts with as a folder of its own."""
+    from fedmoe.experiment import Session
+    from fedmoe.export.write import export_client, require_free
+    from fedmoe.prediction.client import require_checkpoint, restore_client
+    from fedmoe.runs.folder import storage
+
+    run, folder = Path(settings.run), Path(settings.folder)
+    experiment, methods = _of_run(run)
+    number = _client(settings, experiment)
+    require_free(folder, settings.onnx)
+    require_checkpoint(run, settings.best)
+    client = restore_client(Session(experiment, console), methods[0], run, number, settings.best)
+    with storage(folder, "nothing is left of the export; valid is a place that can be written"):
+        told = export_client(client, run, folder, settings.onnx)
+    say(console, f"{told.label}, client {told.client} after round {told.round}: {folder}")
+
+
+def import_(settings: Namespace, console: Console) -> None:
+    """Put an exported client back into a run."""
+    from fedmoe.experiment import Session
+    from fedmoe.export.folder import read_export
+    from fedmoe.export.into_run import import_client
+    from fedmoe.runs.folder import storage
+
+    if settings.into is None:
+        raise UserError("into is not given; valid is the run folder that the client goes to, --into=runs/<name>.")
+    run, folder = Path(settings.into), Path(settings.folder)
+    experiment, methods = _of_run(run)
+    number = _client(settings, experiment)
+    read_export(folder)  # before CLIP is loaded
+    with storage(run, "the run is as it was"):
+        told = import_client(Session(experiment, console), methods[0], folder, run, number)
+    say(console, f"{told.label}: client {told.client} of {folder} is now client {number} of {run}")
 
 
 def report(settings: Namespace, console: Console) -> None:
@@ -361,6 +443,9 @@ def reproduce(args: Sequence[str]) -> int:
 _FUNCTIONS: dict[str, Callable[[Namespace, Console], int | None]] = {
     "fit": fit,
     "evaluate": evaluate,
+    "predict": predict,
+    "export": export,
+    "import": import_,
     "report": report,
     "compare": compare,
     "partition": partition,

@@ -45,6 +45,7 @@ class Command:
     """Whether it takes an experiment's settings, too."""
 
 
+_CLIENT = Setting(int | None, None, "the number of the client, from 0; must be given")
 _FILL = Literal["fill", "list", "inspect", "clear"]
 COMMANDS = {
     "fit": Command(
@@ -80,6 +81,48 @@ COMMANDS = {
             ),
         },
         positionals={"run": Setting(str, help="a run folder")},
+        is_of_experiment=False,
+    ),
+    "predict": Command(
+        "Predict the classes of images with one client of a run.",
+        options={
+            "client": _CLIENT,
+            "top": Setting(int, 5, "how many of the most probable classes to print for each image"),
+            "format": Setting(
+                Literal["text", "json", "csv"], "text", "a table, a list of objects, or a line for each image and class"
+            ),
+            "best": Setting(
+                bool, False, "from the checkpoint with the best validation accuracy in place of the last one"
+            ),
+        },
+        positionals={
+            "run": Setting(str, help="a run folder"),
+            "images": Setting(list[str], help="image files, and folders that are searched for them"),
+        },
+        is_of_experiment=False,
+    ),
+    "export": Command(
+        "Write what one client of a run predicts with, all but CLIP, as a folder of its own.",
+        options={
+            "client": _CLIENT,
+            "onnx": Setting(bool, False, "also write head.onnx; needs pip install fedmoe[onnx]"),
+            "best": Setting(
+                bool, False, "from the checkpoint with the best validation accuracy in place of the last one"
+            ),
+        },
+        positionals={
+            "run": Setting(str, help="a run folder"),
+            "folder": Setting(str, help="the folder to write, which must not exist or be empty"),
+        },
+        is_of_experiment=False,
+    ),
+    "import": Command(
+        "Put an exported client back into a run: its newest checkpoint is changed.",
+        options={
+            "client": _CLIENT,
+            "into": Setting(str | None, None, "the run folder; must be given"),
+        },
+        positionals={"folder": Setting(str, help="a folder that export has made")},
         is_of_experiment=False,
     ),
     "report": Command(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -44,16 +45,18 @@ class StateStore:
         self._saved: dict[int, tuple[Tensor, list[str]]] = {}  # by id(tensor): the tensor, [file, name in file]
         self._digests: dict[str, str] = {}  # of the files that the newest manifest uses
 
-    def save(self, round: int, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
+    def save(self, round: int, tensors: Mapping[str, Tensor], rest: Mapping[str, Any], *, again: bool = False) -> None:
         """Write the checkpoint of a round; when this returns, the round is safe.
 
         Args:
             tensors: by name.
             rest: the remainder of the state, as JSON.
+            again: the checkpoint of this round, which is on disk, is changed: its file of tensors stays until the new
+                manifest is written.
         """
         from safetensors.torch import save
 
-        file = f"round-{round:05d}.safetensors"
+        file = f"round-{round:05d}{f'-{secrets.token_hex(4)}' if again else ''}.safetensors"
         fresh: dict[str, Tensor] = {}
         places: dict[str, list[str]] = {}
         saved: dict[int, tuple[Tensor, list[str]]] = {}

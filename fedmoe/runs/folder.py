@@ -66,9 +66,12 @@ _STORAGE = {
 }
 
 
+_RESUMED = "finished rounds are kept, and the same command resumes from there once it can be written"
+
+
 @contextmanager
-def storage(folder: Path) -> Iterator[None]:
-    """Turn errors of the disk into one sentence.
+def storage(folder: Path, after: str = _RESUMED) -> Iterator[None]:
+    """Turn errors of the disk into one sentence, which ends with what is left and what to do.
 
     Raises:
         UserError: the disk is full, the folder is read-only, or similar.
@@ -78,10 +81,7 @@ def storage(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _STORAGE:
             raise
-        raise UserError(
-            f"{error.filename or folder} cannot be written: {error.strerror}; finished rounds are kept, and the same "
-            "command resumes from there once it can be written."
-        ) from error
+        raise UserError(f"{error.filename or folder} cannot be written: {error.strerror}; {after}.") from error
 
 
 @contextmanager
