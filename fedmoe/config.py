@@ -152,7 +152,8 @@ class OptimConfig:
     shared by all clients and never reset, so that it falls in one client's fit and rises in the next one's."""
     precision: Literal["float32", "float16"] = "float32"
     """Number format of prompts, gates and all else that is learned, of gradients, momentum, features and the loss; CLIP
-    has its own in clip.precision. float16, as in the released code, halves what is sent, and small gradients vanish."""
+    has its own in clip.precision. float16, as in the released code, halves what is sent, and small gradients vanish;
+    not all methods work in it."""
 
     def __post_init__(self) -> None:
         _require(self.optimizer in ("sgd", "adam"), "optim.optimizer", self.optimizer, "sgd or adam")

@@ -111,8 +111,11 @@ COMMAND_LINE = [
         "--partition.init_args.alhpa=3",
         "--partition.alhpa is not a setting of Dirichlet; did you mean '--partition.alpha'?",
     ),
-    ("--partition.zzz=3", "--partition.zzz is not a setting of Dirichlet; valid is alpha or min_size."),
-    ("--partition=IID --partition.zzz=3", "--partition.zzz is not a setting of IID; there is none."),
+    (
+        "--partition.zzz=3",
+        "--partition.zzz is not a setting of Dirichlet; valid is alpha, min_size, seed, min_test, cap or over.",
+    ),
+    ("--partition=IID --partition.zzz=3", "--partition.zzz is not a setting of IID; valid is seed."),
     (
         "--partition=IID --partition.alpha=3",
         "--partition.alpha is not a setting of IID; Dirichlet or DomainDirichlet has it and must be chosen first.",
@@ -161,8 +164,8 @@ COMMAND_LINE = [
     ("--partition.alpha=abc", "partition.alpha is 'abc'; valid is a number."),
     (
         "--method.assignment=nearst",
-        "method.assignment is 'nearst'; valid is nearest, random, farthest, same_domain, own, global or noise; did you "
-        "mean 'nearest'?",
+        "method.assignment is 'nearst'; valid is nearest, random, shuffled, farthest, same_domain, own, global or noise; "
+        "did you mean 'nearest'?",
     ),
     ("--federation={rounds: abc}", "federation.rounds is 'abc'; valid is an integer."),
     (

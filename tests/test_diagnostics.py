@@ -70,7 +70,7 @@ def test_a_gates_numbers_are_those_of_its_weights(
             texts = torch.cat([module.text_features()[None], module.expert_text])  # [K + 1, C, d]
             weights = module.gate.attention(own.test_features, texts).double().numpy()  # [b, C, h, K + 1]
             alone = module.gate(own.test_features, texts[:1].expand_as(texts))  # [b, C, g], of copies of the local one
-            similarity = torch.einsum("bg,bcg->bc", module.gate.pool(own.test_features), alone)
+            similarity = torch.einsum("bg,bcg->bc", module.gate.narrow(own.test_features), alone)
             right = ((similarity + 0.5 * own.test_features @ texts[0].T).argmax(1) == own.test_labels).sum().item()
         each = [np.mean([entropy(w) / np.log(3) for w in image.reshape(-1, 3)]) for image in weights]
         assert score.gate is not None

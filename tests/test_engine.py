@@ -164,7 +164,7 @@ def test_what_crosses_is_what_the_method_declares(
     assert len(uploads) == 3 * 2
     assert all(tensors.keys() == {"update/parameters/prompt"} for tensors in uploads)
     scores = [answer for answer in parts.line.answers if answer.kind == "scored"]
-    allowed = {"sums/confusion", "sums/calibration", "sums/attention"}
+    allowed = {f"sums/{n}" for n in ("confusion", "calibration", "attention", "attention_ranked", "gate", "gate_p10")}
     assert all(load(answer.body).keys() <= allowed for answer in scores)
     assert {answer.kind for answer in parts.line.answers} == {"hello", "trained", "scored"}
     # Bytes of a message: those accounted, and less than 700 of names, shapes and numbers.

@@ -275,8 +275,10 @@ CONFIGS = Path(__file__).parent.parent / "configs" / "data"
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_configuration_builds_and_is_in_the_guide(path):
     parser = experiment_parser()
-    data = parser.instantiate(parser.parse_args(["--config", str(path), "--data.root=nowhere"])).data
-    assert isinstance(data, DataSet) and vars(data)["root"] == "nowhere"
+    embedded = path.stem == "digit_domains"  # its images come with a package
+    root = [] if embedded else ["--data.root=nowhere"]
+    data = parser.instantiate(parser.parse_args(["--config", str(path), *root])).data
+    assert isinstance(data, DataSet) and (embedded or vars(data)["root"] == "nowhere")
     guide = (CONFIGS / "README.md").read_text()
     assert f"({path.name})" in guide and f"data check --config configs/data/{path.name}" in guide
     facts = data.published

@@ -67,7 +67,7 @@ def test_a_newcomer_downloads_the_global_prompt() -> None:
     ],
 )
 def test_where_local_training_starts(start: Any, place: float) -> None:
-    method = NeighbourMixture(num_experts=2, start=start)
+    method = NeighbourMixture(num_experts=2, start_from=start)
     downlink = method.configure(server(), 0, CONTEXT)
     loadout = method.start(OWN, downlink)
     torch.testing.assert_close(loadout.parameters["prompt"], at(place))

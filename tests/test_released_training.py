@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from federation_helpers import Backwards, build_federation, differences, results, work_of
-from test_line import CONFIG, DIGITS, METHODS, PROMPT, ByteFleet, LateAnswers
+from test_line import CONFIG, DIGITS, METHODS, PROMPT, ByteFleet, LateAnswers, clip_of
 from torch import Tensor
 from toy_client import at, same, server_of
 
@@ -264,7 +264,18 @@ def test_where_momentum_cannot_be_shared(embedded_clip: FrozenCLIP, data: Federa
 # Precision
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method().half_precision])
+def test_methods_that_half_precision_breaks_refuse_it(
+    embedded_clip: FrozenCLIP, vit_clip: FrozenCLIP, cache: FeatureConfig, name: str
+) -> None:
+    method = METHODS[name]()
+    clip = clip_of(method, embedded_clip, vit_clip)
+    own = prepare(DIGITS, IID(), clip, CONFIG, cache, seed=0, encoder=method.encoder(clip))
+    with pytest.raises(UserError, match=f"'float16', in which {type(method).__name__} does not work; valid is float32"):
+        build_federation(clip, own, method, CONFIG, OptimConfig(precision="float16"))
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method().half_precision])
 def test_half_precision(embedded_clip: FrozenCLIP, cache: FeatureConfig, name: str) -> None:
     """All that is learned, sent and kept has 16 bits, and the loss is that of 32 bits up to rounding."""
     method = METHODS[name]()

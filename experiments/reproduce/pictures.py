@@ -34,7 +34,8 @@ def table_picture(plan: Plan, found: Sequence[Value]) -> Figure:
     label_width = 0.5 + 0.085 * max(len(row.label) for row in rows)
     longest = max(len(s) for value in found for s in (ours(value), theirs(value)))
     column_width = max(1.1, 0.25 + 0.071 * longest)
-    width = max(8.0, label_width + column_width * len(top) + 0.2)
+    beside = 2.5 if len(top) == 1 else 0.0  # room for the strip
+    width = max(8.0, label_width + column_width * len(top) + beside + 0.2)
     column_width = min((width - label_width - 0.2) / len(top), 2.6)
     height = 1.06 + step * len(rows) + line * len(groups) + (0.3 if len(top) == 1 else 0.1)
     figure = Figure(figsize=(width, height))

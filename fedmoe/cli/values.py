@@ -109,7 +109,7 @@ def known_subclasses(base: type) -> list[type]:
         if not (inspect.isabstract(cls) or cls.__name__.startswith("_") or "<locals>" in cls.__qualname__):
             found.append(cls)
         found += known_subclasses(cls)
-    return found
+    return list(dict.fromkeys(found))  # a class with two such bases is met twice
 
 
 def find_class(base: type, name: Any) -> Any:

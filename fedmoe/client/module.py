@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import lightning as L
 import torch
@@ -23,6 +23,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from fedmoe.client.schedule import released_rate
 from fedmoe.client.text_cache import TextCache
 from fedmoe.config import OptimConfig, RuntimeConfig
+from fedmoe.errors import UserError
 from fedmoe.features.client_data import ClientData
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
@@ -32,8 +33,8 @@ from fedmoe.protocol.records import Loadout, Tensors
 from fedmoe.seeds import torch_generator
 
 Batch = tuple[Tensor, Tensor]  # images [b, 3, S, S] or features [b, d], and labels [b]
+T = TypeVar("T", bound="Tensor | nn.Module")
 MOMENTUM = "momentum."  # before a parameter's name: its momentum buffer, among the extras that cross
-_FORMATS = {"float32": torch.float32, "float16": torch.float16}
 
 
 class Gradients(Protocol):
@@ -78,8 +79,12 @@ class ClientModule(L.LightningModule):
         self.gate: nn.Module | None = None
         self.method = method
         self.optim = optim or OptimConfig()
-        self.format = _FORMATS[self.optim.precision]  # of all that is learned and computed here
-        self.constants: Mapping[str, Tensor] = {n: t.to(self.format) for n, t in (constants or {}).items()}
+        self._half = self.optim.precision == "float16"
+        if self._half and not method.half_precision:
+            raise UserError(
+                f"optim.precision is 'float16', in which {type(method).__name__} does not work; valid is float32."
+            )
+        self.constants: Mapping[str, Tensor] = {n: self._formatted(t) for n, t in (constants or {}).items()}
         self.run_seed = seed
         self.encoder = method.encoder(clip)
         self.logit_scale = clip.logit_scale
@@ -89,7 +94,7 @@ class ClientModule(L.LightningModule):
         starts = self._draw(Scope.SHARED, None) | self._draw(Scope.PERSONAL, 0)
         learned = {part.name: starts[part.name] for part in self.declared if part.scope is not Scope.EXPERT}
         if gate is not None:
-            learned["gate"] = gate.to(self.format)
+            learned["gate"] = self._formatted(gate)
         prompts.hold({name: value for name, value in learned.items() if isinstance(value, Tensor)})
         for name, value in learned.items():
             if isinstance(value, nn.Module):
@@ -108,6 +113,10 @@ class ClientModule(L.LightningModule):
         """The declared parts that have one of these scopes."""
         return (part for part in self.declared if part.scope in scopes)
 
+    def _formatted(self, value: T) -> T:
+        """All that is learned and computed here, in float16 if ``optim.precision`` says so."""
+        return cast("T", value.half()) if self._half else value
+
     def _draw(self, scope: Scope, client_id: int | None) -> dict[str, Tensor | nn.Module]:
         """The initial values of all parts of a scope: common ones, or those of a client."""
         drawn: dict[str, Tensor | nn.Module] = {}
@@ -115,7 +124,7 @@ class ClientModule(L.LightningModule):
         for part in self.parts(scope):
             assert part.start is not None
             generator = torch_generator(self.run_seed, part.name) if own is None or part.common else own
-            drawn[part.name] = part.start(generator).to(self.format)
+            drawn[part.name] = self._formatted(part.start(generator))
         return drawn
 
     def _named(self, part: Parameter) -> dict[str, Tensor]:
@@ -190,7 +199,7 @@ class ClientModule(L.LightningModule):
             # Computed once, before training, without gradients (Algorithm 1, step 4).
             texts = [self.text_cache(prompt) for prompt in self.experts["prompt"]]
             none = torch.empty(0, len(self.prompts.class_names), self.clip.feature_dim, device=self.device)
-            self.expert_text = (torch.stack(texts) if texts else none).to(self.format)
+            self.expert_text = self._formatted(torch.stack(texts) if texts else none)
 
     def text_features(self, prompts: Tensor | None = None) -> Tensor:
         """L2-normalized text features: [C, d] of a prompt [l, w], by default the one the client classifies with
@@ -203,10 +212,10 @@ class ClientModule(L.LightningModule):
                 return self.text
             prompts = self.method.prompt(self)
         if torch.is_grad_enabled():
-            return self.prompts(prompts).to(self.format)
+            return self._formatted(self.prompts(prompts))
         if prompts.ndim == self.prompts.start.ndim:
-            return self.text_cache(prompts).to(self.format)
-        return torch.stack([self.text_cache(prompt) for prompt in prompts]).to(self.format)
+            return self._formatted(self.text_cache(prompts))
+        return self._formatted(torch.stack([self.text_cache(prompt) for prompt in prompts]))
 
     def trained(self, parts: Iterable[Parameter]) -> dict[str, nn.Parameter]:
         """The trainable parameters of these parts, by name, in the order of the parts."""
@@ -241,7 +250,7 @@ class ClientModule(L.LightningModule):
         """Image features of preprocessed images [b, 3, S, S]; features pass through."""
         if inputs.ndim == 4:
             inputs = self.encoder.encode(inputs.to(self.encoder.device)).to(inputs.device)
-        return inputs.to(self.format)
+        return self._formatted(inputs)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Class logits [b, C] of preprocessed images [b, 3, S, S], or of the features that the method works with."""

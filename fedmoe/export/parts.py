@@ -50,12 +50,12 @@ def head_parts(module: ClientModule) -> HeadParts:
     probe = torch.nn.functional.normalize(torch.randn(16, module.clip.feature_dim, generator=_generator()), dim=-1)
     expected = module(probe.to(module.device)).float().cpu()
     # A method of one's own may inherit logits, and change what they are made of.
-    if not torch.allclose(parts.build()(probe), expected, atol=_TOLERANCE[module.format] * module.logit_scale):
+    if not torch.allclose(parts.build()(probe), expected, atol=_TOLERANCE[module.optim.precision] * module.logit_scale):
         raise _refused(method)
     return parts
 
 
-_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-2}  # of a similarity; the head computes in float32
+_TOLERANCE = {"float32": 1e-5, "float16": 2e-2}  # of a similarity; the head computes in float32
 
 
 def _generator() -> torch.Generator:

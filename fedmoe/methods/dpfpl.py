@@ -62,6 +62,7 @@ class DPFPL(Method):
     """
 
     label = "DP-FPL"
+    half_precision = False
 
     def __init__(
         self,

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 
 class FedLoRA(TowerMethod):
-    """The factors A and B are averaged over the cohort (weighted by n_i), each by itself: the mean of the products B A,
-    which the clients trained, is another matrix. Nothing stays on the client.
+    """The factors A and B are averaged over the cohort (weighted by n_i), each by itself.
+
+    The mean of the products B A, which the clients trained, is another matrix. Nothing stays on the client.
 
     All are trained with ``optim.prompt_lr``. A starts from the uniform distribution of torch's linear maps, B at zero,
     so that the first model is CLIP with the template. In the image encoder, tokens are cached below the first changed

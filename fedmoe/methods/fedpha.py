@@ -78,6 +78,7 @@ class FedPHA(Method):
     """
 
     label = "FedPHA"
+    half_precision = False
 
     def __init__(
         self,

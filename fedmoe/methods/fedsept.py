@@ -69,6 +69,7 @@ class FedSEPT(Method):
     """
 
     label = "FedSEPT"
+    half_precision = False
 
     def __init__(
         self,

@@ -45,6 +45,7 @@ class FedTPG(Method):
     """
 
     label = "FedTPG"
+    half_precision = False
 
     def __init__(self, length: int = 4, heads: int = 4, task: Literal["all", "own"] = "all") -> None:
         for name, value in {"length": length, "heads": heads}.items():

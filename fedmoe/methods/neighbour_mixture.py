@@ -51,7 +51,7 @@ class NeighbourMixture(Method):
         num_experts: number K of experts; fewer are used while the pool has fewer. With 0, each client is alone.
         assignment: which prompts are the experts, as in PFedMoAP: nearest (in l2), and as controls random, farthest,
             same_domain (an oracle, which only a simulation has) or noise.
-        start: what local training starts from: neighbours (the mean of the own prompt and the experts'), own (the
+        start_from: what training starts from: neighbours (the mean of the own prompt and the experts'), own (the
             client's own last prompt) or global (the mean of all prompts of the last cohort, downloaded in addition).
         head_weight: weight v of the local head in the mixture, in [0, 1]; with 0 there is no head.
         lmbda: weight lambda of the template's own logits in the head (eq. 10 of pFedMoAP).
@@ -64,7 +64,7 @@ class NeighbourMixture(Method):
         self,
         num_experts: int = 9,
         assignment: Literal["nearest", "random", "farthest", "same_domain", "noise"] = "nearest",
-        start: Literal["neighbours", "own", "global"] = "neighbours",
+        start_from: Literal["neighbours", "own", "global"] = "neighbours",
         head_weight: float = 0.25,
         lmbda: float = 0.5,
         gating_dim: int = 128,
@@ -75,7 +75,7 @@ class NeighbourMixture(Method):
             raise UserError(f"method.head_weight is {head_weight!r}; valid is a number in [0, 1].")
         self.num_experts = num_experts
         self.assignment = assignment
-        self.start_from = start
+        self.start_from = start_from
         self.head_weight = head_weight
         self.lmbda = lmbda
         self.gating_dim = gating_dim

@@ -36,6 +36,8 @@ class TowerMethod(Method):
         tokens: number format in which the cached tokens are kept; float16 takes half the room.
     """
 
+    half_precision = False
+
     def __init__(
         self, template: str = TEMPLATE, save_memory: bool = False, tokens: Literal["float32", "float16"] = "float32"
     ) -> None:

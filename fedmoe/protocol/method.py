@@ -34,6 +34,7 @@ class Method:
 
     label: ClassVar[str] = "method"  # the name in tables and plots
     fine_tune_epochs: int = 0  # passes over the client's training data before each of its evaluations; nothing is kept
+    half_precision: ClassVar[bool] = True  # whether optim.precision = float16 is possible
     # Whether an upload is admitted before the round's next client is configured; then one client trains at a time.
     admits_at_once: bool = False
 
