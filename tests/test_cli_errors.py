@@ -164,8 +164,8 @@ COMMAND_LINE = [
     ("--partition.alpha=abc", "partition.alpha is 'abc'; valid is a number."),
     (
         "--method.assignment=nearst",
-        "method.assignment is 'nearst'; valid is nearest, random, shuffled, farthest, same_domain, own, global or noise; "
-        "did you mean 'nearest'?",
+        "method.assignment is 'nearst'; valid is nearest, random, shuffled, farthest, same_domain, own, global or "
+        "noise; did you mean 'nearest'?",
     ),
     ("--federation={rounds: abc}", "federation.rounds is 'abc'; valid is an integer."),
     (

@@ -284,4 +284,4 @@ def test_every_shipped_configuration_builds_and_is_in_the_guide(path):
     facts = data.published
     if facts is not None:
         row = next(line for line in guide.splitlines() if f"({path.name})" in line)
-        assert f"| {facts.train:,} | {facts.test:,} | {facts.classes} |" in row
+        assert f"| {facts.train:,} | {facts.test:,} | {facts.classes:,} |" in row

@@ -78,8 +78,9 @@ def _spread(distance: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 class FedMGP(TowerMethod):
     """Each client has G groups of prompts and shares s of them in each round.
 
-    All start from common ones. In each round a client sends s of its groups, for text and images each, and the server averages over the cohort what was drawn as the r-th (weighted by n_i). The r-th group that a
-    client drew is overwritten by the r-th global one; its other groups stay its own.
+    All start from common ones. In each round a client sends s of its groups, for text and images each, and the server
+    averages over the cohort what was drawn as the r-th (weighted by n_i). The r-th group that a client drew is
+    overwritten by the r-th global one; its other groups stay its own.
 
     Groups are drawn after local training, by their similarity to the global groups that the client trained with, and at
     random in the first round. All are trained with ``optim.prompt_lr``. Clients overwrite with the current global
