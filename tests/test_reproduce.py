@@ -223,7 +223,8 @@ def test_options_of_make_are_those_of_the_command(tmp_path: Path) -> None:
     words |= {"FEATURES_WORKERS": 3, "FEATURES_BATCH": 32, "WANDB": "offline", "CONTROLS": "no"}
     (tmp_path / "RN50.pt").touch()
     command = ["make", "--dry-run", "--assume-old=setup", "reproduce-table2", *(f"{k}={v}" for k, v in words.items())]
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    outside = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}  # `make test` runs this, too
+    made = subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, check=True).stdout
     start = made.index("-m experiments.reproduce")
     arguments = shlex.split(made[start:].replace("\\\n", " "))[2:]
     screen = subprocess.run([sys.executable, "-m", "experiments.reproduce", *arguments, "--dry-run"], cwd=ROOT,
