@@ -110,8 +110,9 @@ def test_all_probabilities_sum_to_one_and_fall(runs: Path, images: Path, capsys:
 
 
 def test_text_names_images_classes_and_experts_and_obeys_no_file_name(
-    runs: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "300")  # a path in one line
     Image.open(sorted(images.glob("*.png"))[0]).save(tmp_path / "[red]\x1b[31m.png")
     text = printed([str(runs / "PFedMoAP"), str(tmp_path), "--client=2", "--top=1"], capsys)
     assert "\x1b" not in text
