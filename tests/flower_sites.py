@@ -80,7 +80,7 @@ def command_line(args: list[str], log: str, folder: str, clock: float, garbage: 
     _begin(log, folder)
     _set_clock("flwr.app.message.message", clock)
     if garbage:
-        Site._train = lambda self, order: Answer("trained", os.urandom(5_000))
+        setattr(Site, "_train", lambda self, order: Answer("trained", os.urandom(5_000)))  # noqa: B010
     code = main(args)
     sys.stdout.flush()
     os._exit(code)
@@ -111,7 +111,7 @@ def _set_clock(module: str, ahead: float) -> None:
     from datetime import timedelta
 
     if ahead:
-        found = importlib.import_module(module)
+        found: Any = importlib.import_module(module)
         right = found.now
         found.now = lambda: right() + timedelta(seconds=ahead)
 
