@@ -199,6 +199,9 @@ class Sites:
         for i in range(self.count):
             self.start_node(i)
             self.start_client(i)
+        for i in range(self.count):
+            until(lambda i=i: "SuperNode ID" in self.log(f"node-{i}"), "a SuperNode does not start")  # type: ignore[misc]
+            until(lambda i=i: "training and" in self.log(f"client-{i}"), "a client does not start")  # type: ignore[misc]
 
     def start_link(self) -> None:
         before = self.log("link").count("Uvicorn running")
