@@ -200,8 +200,8 @@ class Sites:
             self.start_node(i)
             self.start_client(i)
         for i in range(self.count):
-            until(lambda i=i: "SuperNode ID" in self.log(f"node-{i}"), "a SuperNode does not start")  # type: ignore[misc]
-            until(lambda i=i: "training and" in self.log(f"client-{i}"), "a client does not start")  # type: ignore[misc]
+            until(self._says(f"node-{i}", "SuperNode ID"), "a SuperNode does not start")
+            until(self._says(f"client-{i}", "training and"), "a client does not start")
 
     def start_link(self) -> None:
         before = self.log("link").count("Uvicorn running")
@@ -267,6 +267,9 @@ class Sites:
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
+
+    def _says(self, log: str, text: str) -> Callable[[], bool]:
+        return lambda: text in self.log(log)
 
     def fit(self, name: str, *options: str) -> list[str]:
         folder = f"--output.dir={self.folder / 'runs'}"
