@@ -5,10 +5,10 @@ FLOWER ?= .venv-flower
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-flower quickstart test test-flower lint types smoke mutants bench embedded-clip docs clean
+.PHONY: help setup setup-flower quickstart test test-flower test-flower-slow lint types smoke mutants bench embedded-clip docs clean
 
 help:  ## explain the targets
-	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.done  ## build .venv with the exact versions of constraints.txt
 
@@ -31,7 +31,10 @@ $(FLOWER)/.done: pyproject.toml constraints-flower.txt
 	@touch $@
 
 test-flower: setup-flower  ## the tests with Flower's real processes: simulation and deployment
-	OMP_NUM_THREADS=1 $(FLOWER)/bin/python -m pytest -m flower tests/test_flower_*.py
+	OMP_NUM_THREADS=1 $(FLOWER)/bin/python -m pytest -n 2 --dist loadfile -m "flower and not slow" tests/test_flower_*.py
+
+test-flower-slow: setup-flower  ## what happens when processes, networks and disks of a deployment fail (minutes)
+	OMP_NUM_THREADS=1 $(FLOWER)/bin/python -m pytest -m "flower and slow" tests/test_flower_*.py
 
 lint: setup  ## check style and formatting
 	$(RUN) -m ruff check .

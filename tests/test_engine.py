@@ -428,6 +428,21 @@ def test_a_second_node_for_a_client_and_a_wrong_key_are_refused(
         missing.run()
 
 
+def test_who_is_refused_in_a_run_is_named_with_the_reason(
+    embedded_clip: FrozenCLIP, cache: FeatureConfig, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, participation=1.0, rounds=3)
+    parts = Parts(embedded_clip, cache, tmp_path, "PromptFL", config=config)
+    parts.line.bound = {node: node for node in range(4)}
+    parts.fleet.open("run")
+    parts.federation.round(1)
+    parts.line.present = {0, 2, 3}
+    assert parts.federation.round(2).failed == {"1": "it is not connected"}
+    parts.line.sites[1], parts.line.present = parts.line.sites[0], {0, 1, 2, 3}
+    why = "it is refused: A node says that it is client 0, but its key is bound to client 1"
+    assert parts.federation.round(3).failed["1"].startswith(why)
+
+
 def test_a_site_answers_for_nobody_else(embedded_clip: FrozenCLIP, cache: FeatureConfig, tmp_path: Path) -> None:
     parts = Parts(embedded_clip, cache, tmp_path, "PromptFL")
     parts.run()

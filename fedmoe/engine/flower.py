@@ -62,8 +62,21 @@ def answer_message(answer: Answer, asked: Message) -> Message:
     from flwr.app import ConfigRecord, Message, RecordDict
 
     record: dict[str, Any] = {"kind": answer.kind, "body": answer.body, "nonce": secrets.token_bytes(_NONCE)}
-    content = RecordDict({"answer": ConfigRecord(record)})
-    return Message(content, reply_to=asked)
+    return _timeless(Message(RecordDict({"answer": ConfigRecord(record)}), reply_to=asked), asked)
+
+
+def error_message(reason: str, asked: Message) -> Message:
+    """Flower's message that there is no answer, and why."""
+    from flwr.app import Error, Message
+
+    return _timeless(Message(Error(code=0, reason=reason), reply_to=asked), asked)
+
+
+def _timeless(reply: Message, asked: Message) -> Message:
+    """The reply as if made when it was asked for: a client's clock need not be right for the SuperLink to take it."""
+    times = {"_created_at": asked.metadata.created_at, "_ttl": asked.metadata.ttl}
+    reply.metadata.__dict__.update(times)
+    return reply
 
 
 def read_order(message: Message) -> Order:

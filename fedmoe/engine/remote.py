@@ -48,6 +48,7 @@ class RemoteFleet:
         self._expected = identity(work)
         self._known: dict[int, Introduction] = {}
         self._where: dict[int, int] = {}
+        self._refused: dict[int, str] = {}  # clients whose node has sent a hello of another federation, and why
         self._greeted: set[int] = set()
         self._hellos: dict[str, tuple[int, float]] = {}  # those on their way: node, time
         self._run = ""
@@ -105,6 +106,8 @@ class RemoteFleet:
             except UserError as error:
                 if strict:
                     raise
+                if (owner := self.line.owner(node)) is not None:
+                    self._refused[owner] = f"it is refused: {error}"
                 log.warning("%s", error)
             except ValueError as error:
                 if isinstance(answer, str):  # it never came; it is asked again
@@ -138,6 +141,7 @@ class RemoteFleet:
                 )
             self._known[one.client] = one
             self._where[one.client] = node
+            self._refused.pop(one.client, None)
 
     # The rounds
 
@@ -203,7 +207,7 @@ class RemoteFleet:
                 if job is None:
                     more = False
                 elif job.client_id not in self._where:
-                    yield job, "it is not connected", 0.0
+                    yield job, self._refused.get(job.client_id, "it is not connected"), 0.0
                 else:
                     body = to_bytes(job)
                     self._add(down=len(body), messages=1)
