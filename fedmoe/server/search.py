@@ -8,6 +8,7 @@ computes in float64 only those distances that the rounding of that product leave
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import is_
 from typing import TYPE_CHECKING
 
 from fedmoe.server.experts import farthest_experts, nearest_experts
@@ -88,21 +89,20 @@ class PoolSearch:
 
     def _update(self, pool: Mapping[int, Tensor]) -> None:
         """Bring the rows up to date with the pool."""
-        if len(pool) != len(self._clients) or any(client not in pool for client in self._clients):
+        entries = [*map(pool.get, self._clients)]
+        if len(pool) != len(entries) or any(entry is None for entry in entries):
             self._build(pool)
             return
-        changed = [
-            i for i, (client, entry) in enumerate(zip(self._clients, self._entries, strict=True))
-            if pool[client] is not entry
-        ]  # fmt: skip
+        if all(map(is_, self._entries, entries)):
+            return
+        changed = [place for place, entry in enumerate(entries) if self._entries[place] is not entry]
         self._written += len(changed)
         if self._written > len(self._clients):  # all have moved on: so has their middle, and rounding with it
             self._build(pool)
             return
         for place in changed:
             self._write(place, pool[self._clients[place]])
-        if changed:
-            self._block = {}
+        self._block = {}
 
     def _build(self, pool: Mapping[int, Tensor]) -> None:
         import torch
