@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from federation_helpers import differences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,6 @@ from fedmoe.protocol.records import ClientState
 from fedmoe.runs import checkpoint
 from fedmoe.runs.checkpoint import StateStore
 from fedmoe.server.state import Known, ServerState
-from tests.federation_helpers import differences
 
 CLIENTS = 30
 
