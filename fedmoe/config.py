@@ -257,6 +257,10 @@ class RuntimeConfig:
     """Upper limit, in MiB, on the memory for cached text features of prompts that do not change (experts, evaluated
     clients)."""
 
+    client_states: Literal["memory", "mapped"] = "memory"
+    """Where what clients keep and have uploaded lies after each round: in memory; or mapped, in the files of the
+    checkpoint, from which the system reads what is used: for federations larger than memory. The same bits."""
+
     def __post_init__(self) -> None:
         _require(self.threads is None or self.threads >= 1, "runtime.threads", self.threads, "null or at least 1")
         _require(self.text_cache_mib >= 1, "runtime.text_cache_mib", self.text_cache_mib, "an integer of at least 1")

@@ -235,7 +235,7 @@ def run(session: Session, method: Method, settings: Settings, folder: Path, reso
     overwrite = session.experiment.output.overwrite
     if not overwrite:
         require_format(folder)
-    store = StateStore(folder / "state")
+    store = StateStore(folder / "state", mapped=session.experiment.runtime.client_states == "mapped")
     progress = ProgressDisplay(session.console, method.label)
     tracked = {**settings, "provenance": provenance(type(method))}
     tracking = trackers(session.experiment.tracking, folder, tracked)

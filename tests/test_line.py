@@ -133,6 +133,9 @@ class ByteFleet:
     def states(self, known: Mapping[int, Known]) -> dict[int, ClientState]:
         return self._clients.states(known)
 
+    def release(self, known: Mapping[int, Known], replaced: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._clients.release(known, replaced)
+
     def restore(self, known: Mapping[int, Known], states: Mapping[int, ClientState]) -> None:
         self._clients.restore(known, states)
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from fedmoe.client.work import ClientWork
 from fedmoe.config import EngineConfig
 from fedmoe.engine.check import Checks
@@ -174,6 +176,9 @@ class RemoteFleet:
 
     def states(self, known: Mapping[int, Known]) -> dict[int, ClientState]:
         return {}
+
+    def release(self, known: Mapping[int, Known], replaced: Callable[[Tensor], Tensor]) -> None:
+        """Nothing: no state is here."""
 
     def restore(self, known: Mapping[int, Known], states: Mapping[int, ClientState]) -> None:
         """Nothing: each client keeps its own state, and the server names the version that counts."""

@@ -20,12 +20,13 @@ import queue
 import shutil
 import tempfile
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedmoe.client.disk import DiskStates
 from fedmoe.client.work import ClientWork
@@ -69,6 +70,11 @@ class SimulatedFleet(RemoteFleet):
             if self._read_states.get(i, (0,))[0] != known[i].version:
                 self._read_states[i] = (known[i].version, self.kept.get(i, known[i].version))
         return {i: self._read_states[i][1] for i in sorted(known)}
+
+    def release(self, known: Mapping[int, Known], replaced: Callable[[Tensor], Tensor]) -> None:
+        for i in known:
+            version, state = self._read_states[i]
+            self._read_states[i] = (version, state.with_tensors(replaced))
 
     def restore(self, known: Mapping[int, Known], states: Mapping[int, ClientState]) -> None:
         require_states(self.work.module, known, states)

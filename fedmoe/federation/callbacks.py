@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,6 +21,9 @@ from fedmoe.protocol.method import Method
 from fedmoe.protocol.records import RoundContext
 from fedmoe.runs.checkpoint import StateStore
 from fedmoe.runs.records import Failure, RoundRecord, best_by_validation, read_rounds
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class FederationView(Protocol):
@@ -39,6 +43,8 @@ class FederationView(Protocol):
 
     @property
     def state(self) -> FederationState: ...
+
+    def release(self, clients: Sequence[int], replaced: Callable[[Tensor], Tensor]) -> None: ...
 
 
 class Callback:
@@ -113,7 +119,11 @@ class Checkpoint(Callback):
                 self.store.pin(run.rounds_done)
 
     def on_round_end(self, run: FederationView, record: RoundRecord) -> None:
-        self.store.save(record.round, *run.state.flatten())
+        state = run.state
+        self.store.save(record.round, state.pieces(), state.rest())
+        if self.store.mapped:
+            run.release(record.cohort, self.store.release)
+            self.store.renew(run.state.pieces())
         if record.validation is not None and record.validation["mean"] > self._best:
             self._best = record.validation["mean"]
             self.store.pin(record.round)

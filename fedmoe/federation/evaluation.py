@@ -22,7 +22,7 @@ from fedmoe.server.state import ServerState
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All clients' scores after a round, and what they were scored with."""
+    """All clients' scores after a round (or those of a sample of clients), and what they were scored with."""
 
     clients: list[ClientScore]
     accuracy: dict[str, float]  # percent: mean, std, min, max, worst_decile over clients
@@ -46,10 +46,16 @@ def evaluate(
     context: RoundContext,
     num_clients: int,
     clients: Collection[int] | None = None,
+    sampled: bool = False,
 ) -> Evaluation:
-    """Evaluate every client (or those in ``clients``) on its own test split; one without test examples is left out."""
-    about = {i: fleet.about(i) for i in range(num_clients)}
-    asked = [i for i in (range(num_clients) if clients is None else sorted(clients)) if about[i].test_examples]
+    """Evaluate every client (or those in ``clients``) on its own test split; one without test examples is left out.
+
+    There is a score of each client; if ``clients`` are a sample, of each client in it.
+    """
+    chosen = range(num_clients) if clients is None else sorted(clients)
+    listed = chosen if sampled else range(num_clients)
+    about = {i: fleet.about(i) for i in listed}
+    asked = [i for i in chosen if about[i].test_examples]
     sent: dict[int, tuple[tuple[int, ...], int]] = {}
 
     def jobs() -> Iterator[ScoreJob]:
@@ -72,25 +78,25 @@ def evaluate(
     if scored.keys() | missing.keys() != set(asked):
         raise ValueError(f"of the clients {asked}, {sorted(scored)} have answered")
     inorder = [scored[i] for i in asked if i in scored]  # whichever answered first, sums are taken in this order
-    shares = [scored[i].correct / scored[i].total if i in scored else float("nan") for i in range(num_clients)]
+    shares = [scored[i].correct / scored[i].total if i in scored else float("nan") for i in listed]
     scores = [
         ClientScore(
             round=context.round,
             client=i,
             domain=about[i].domain,
-            accuracy=100 * shares[i] if i in scored else None,
+            accuracy=100 * share if i in scored else None,
             correct=scored[i].correct if i in scored else 0,
             total=scored[i].total if i in scored else 0,
             train_examples=about[i].train_examples,
             accuracy_others=_others(scored[i]) if i in scored else None,
             gate=_gate(scored[i]) if i in scored else None,
         )
-        for i in range(num_clients)
+        for i, share in zip(listed, shares, strict=True)
     ]
     return Evaluation(
         scores,
         summarize(shares),
-        mean_per_domain(shares, [about[i].domain for i in range(num_clients)]),
+        mean_per_domain(shares, [about[i].domain for i in listed]),
         {str(i): list(sent[i][0]) for i in asked if sent[i][0]},
         _mean_attention(inorder),
         sum(size for _, size in sent.values()),

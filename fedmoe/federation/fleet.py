@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fedmoe.client.module import ClientModule
 from fedmoe.client.states import ClientStates, MemoryStates
@@ -14,6 +14,9 @@ from fedmoe.errors import UserError
 from fedmoe.protocol.parameters import Scope, part_of, select
 from fedmoe.protocol.records import About, ClientState, Failed, Scored, ScoreJob, Trained, TrainJob
 from fedmoe.server.state import Known, ServerState
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Fleet(Protocol):
@@ -51,6 +54,9 @@ class Fleet(Protocol):
     def states(self, known: Mapping[int, Known]) -> dict[int, ClientState]:
         """The current states of the clients in this process, at the versions given in ``known``, for the checkpoint.
         Clients elsewhere keep their own."""
+
+    def release(self, known: Mapping[int, Known], replaced: Callable[[Tensor], Tensor]) -> None:
+        """Replace the tensors in the states that ``states`` gives of these clients by others of the same values."""
 
     def restore(self, known: Mapping[int, Known], states: Mapping[int, ClientState]) -> None:
         """The inverse of ``states``.
@@ -106,6 +112,10 @@ class LocalFleet:
 
     def states(self, known: Mapping[int, Known]) -> dict[int, ClientState]:
         return {i: self.kept.get(i, known[i].version) for i in sorted(known)}
+
+    def release(self, known: Mapping[int, Known], replaced: Callable[[Tensor], Tensor]) -> None:
+        for i, own in known.items():
+            self.kept.put(i, own.version, self.kept.get(i, own.version).with_tensors(replaced))
 
     def restore(self, known: Mapping[int, Known], states: Mapping[int, ClientState]) -> None:
         require_states(self.work.module, known, states)

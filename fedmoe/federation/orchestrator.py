@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
+
+from torch import Tensor
 
 from fedmoe.client.module import MOMENTUM
 from fedmoe.client.work import ClientFailure
@@ -84,6 +86,12 @@ class Federation:
         own = self.fleet.states(self.server.clients)
         return FederationState(self.rounds_done, self.config.clients, self.server, own)
 
+    def release(self, clients: Sequence[int], replaced: Callable[[Tensor], Tensor]) -> None:
+        """Replace the tensors of some clients, in the pool and in their states, by others of the same values."""
+        for entries in self.server.pool.values():
+            entries.update({i: replaced(entries[i]) for i in clients if i in entries})
+        self.fleet.release({i: self.server.known(i) for i in clients if i in self.server.clients}, replaced)
+
     def restore(self, state: FederationState) -> None:
         """Continue from a checkpoint."""
         self.rounds_done, self.server, state.server.domains = state.round, state.server, self.server.domains
@@ -144,9 +152,10 @@ class Federation:
         ``federation.evaluate_clients`` asks for, or all, as after the last round."""
         participants: Sequence[int] = range(self.config.participants)
         asked = self.config.evaluate_clients
-        if context.cohort and context.round < self.config.rounds and asked != "all":
+        sampled = bool(context.cohort) and context.round < self.config.rounds and asked != "all"
+        if sampled:
             participants = context.cohort if asked == "cohort" else self._sample(int(asked), context.round)
-        return evaluate(self.fleet, self.method, self.server, context, self.config.clients, participants)
+        return evaluate(self.fleet, self.method, self.server, context, self.config.clients, participants, sampled)
 
     def _sample(self, count: int, round: int) -> Sequence[int]:
         number = self.config.participants

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedmoe.protocol.parameters import Parameter, part_of
 from fedmoe.protocol.records import ClientState, Tensors
+from fedmoe.runs.checkpoint import flat
 from fedmoe.server.state import Known, ServerState
 
 _MOST_CLIENTS = 1_000_000  # a damaged number of clients must not use up all memory
@@ -42,14 +43,20 @@ class FederationState:
 
     def flatten(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All tensors by name, and the rest as JSON."""
+        return flat(self.pieces()), self.rest()
+
+    def pieces(self) -> dict[str, Tensor | ClientState]:
+        """All tensors by name, a client's own together in its state."""
         server = self.server
-        tensors = {f"shared/{name}": tensor for name, tensor in server.shared.items()}
+        pieces: dict[str, Tensor | ClientState] = {f"shared/{name}": tensor for name, tensor in server.shared.items()}
         for name, entries in server.pool.items():
-            tensors |= {f"pool/{client}/{name}": tensor for client, tensor in entries.items()}
-        tensors |= {f"extras/{name}": tensor for name, tensor in server.extras.items()}
-        for i, client in self.clients.items():
-            tensors |= {f"client/{i}/parameters/{name}": tensor for name, tensor in client.parameters.items()}
-            tensors |= {f"client/{i}/experts/{name}": tensor for name, tensor in client.experts.items()}
+            pieces |= {f"pool/{client}/{name}": tensor for client, tensor in entries.items()}
+        pieces |= {f"extras/{name}": tensor for name, tensor in server.extras.items()}
+        return pieces | {f"client/{i}": client for i, client in self.clients.items()}
+
+    def rest(self) -> dict[str, Any]:
+        """What is no tensor, as JSON."""
+        server = self.server
         known = {
             str(i): {
                 "rounds_seen": k.rounds_seen,
@@ -59,14 +66,13 @@ class FederationState:
             }
             for i, k in server.clients.items()
         }
-        rest = {
+        return {
             "round": self.round,
             "num_clients": self.num_clients,
             "pooled": sorted(server.pool),
             "kept": sorted(server.kept),
             "clients": known,
         }
-        return tensors, rest
 
     @classmethod
     def unflatten(cls, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> FederationState:

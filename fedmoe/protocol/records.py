@@ -9,7 +9,7 @@ Shape letters: l context tokens, w token width, K experts, b images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -75,6 +75,17 @@ class ClientState:
     @property
     def took_part(self) -> bool:
         return self.rounds_seen > 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, as checkpoints name them."""
+        parameters = {f"parameters/{name}": tensor for name, tensor in self.parameters.items()}
+        return parameters | {f"experts/{name}": tensor for name, tensor in self.experts.items()}
+
+    def with_tensors(self, replaced: Callable[[Tensor], Tensor]) -> ClientState:
+        """The state with other tensors in their places."""
+        parameters = {name: replaced(tensor) for name, tensor in self.parameters.items()}
+        experts = {name: replaced(tensor) for name, tensor in self.experts.items()}
+        return ClientState(parameters, experts, self.rounds_seen)
 
 
 @dataclass(frozen=True)

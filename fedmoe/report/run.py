@@ -51,6 +51,19 @@ class LabelCounts:
     test: np.ndarray  # [N, C] int64
     domains: tuple[str, ...] | None  # [N]
 
+    def unscored(self, client_id: int, round: int) -> ClientScore:
+        """A client that was not evaluated."""
+        domain = None if self.domains is None else self.domains[client_id]
+        return ClientScore(
+            round=round,
+            client=client_id,
+            domain=domain,
+            accuracy=None,
+            correct=0,
+            total=0,
+            train_examples=int(self.train[client_id].sum()),
+        )
+
     @classmethod
     def of(cls, partition: Mapping[str, Any]) -> LabelCounts:
         """Of the contents of partition.json."""
@@ -189,6 +202,8 @@ def read_run(path: Path) -> Run:
     clients = {}
     for r in rounds:
         found = scores.get(r.round, {})
+        if r.accuracy is not None and "standard_error" in r.accuracy:  # a sample was asked; others have no line
+            found = {i: found.get(i) or labels.unscored(i, r.round) for i in range(len(labels.train))}
         if len(found) == len(labels.train):
             clients[r.round] = tuple(found[i] for i in sorted(found))
         elif r.accuracy is not None:

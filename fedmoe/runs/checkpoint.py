@@ -2,9 +2,10 @@
 
 A checkpoint of round t is two files, each written to a temporary file, synced and renamed: ``round-t.safetensors``
 with the tensors that changed in round t, and then the manifest ``round-t.json``, which names the file of every tensor
-of the state and contains the files' checksums. A round without a manifest does not exist. So the disk space of a round
-is what its cohort changed, not what all clients hold. The last two rounds are kept; if the newest is damaged, the
-previous one is used, with a warning.
+of the state and contains the files' checksums. A round without a manifest does not exist. The manifest of a large state
+says only what differs from an earlier one, its ``base``, which stays as long as it is needed. So the time and the disk
+space of a round are what its cohort changed, not what all clients hold. The last two rounds are kept; if the newest is
+damaged, the previous one is used, with a warning.
 """
 
 from __future__ import annotations
@@ -13,24 +14,44 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from safetensors import SafetensorError
+from safetensors.torch import load, load_file, save
+from torch import Tensor
 
 from fedmoe.errors import UserError
 from fedmoe.io import write_bytes_atomic, write_text_atomic
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 log = logging.getLogger(__name__)
-FORMAT = 2
+FORMAT = 2  # of a manifest that is complete
+_WITH_BASE = 3  # of one that says what differs from its base
+_LARGE = 1000  # tensors from which on manifests have a base
 _KEPT = 2  # rounds whose checkpoints stay on disk
 State = TypeVar("State")
 # What reading a file with other contents can raise.
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError)
+
+
+class Group(Protocol):
+    """Several tensors that change together."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """By name, within the group."""
+
+
+@dataclass
+class _Entry:
+    """A tensor that has been saved."""
+
+    tensor: Tensor
+    place: list[str]  # file, name in file
+    names: int = 0  # under which the newest state has it
+    mapped: bool = False  # whether it lies in its file
 
 
 class StateStore:
@@ -38,46 +59,156 @@ class StateStore:
 
     Tensors of the state are never written to in place, so an object that has been saved is not saved again: the
     manifest points to the earlier file.
+
+    Args:
+        folder: where they are.
+        mapped: leave the tensors of loaded states in their files, mapped into memory.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._saved: dict[int, tuple[Tensor, list[str]]] = {}  # by id(tensor): the tensor, [file, name in file]
-        self._digests: dict[str, str] = {}  # of the files that the newest manifest uses
+    def __init__(self, folder: Path, mapped: bool = False) -> None:
+        self.folder, self.mapped = folder, mapped
+        self._forget()
 
-    def save(self, round: int, tensors: Mapping[str, Tensor], rest: Mapping[str, Any], *, again: bool = False) -> None:
+    def _forget(self) -> None:
+        """Know nothing of what is on disk: the next checkpoint is written whole."""
+        self._saved: dict[int, _Entry] = {}  # by id(tensor)
+        self._pieces: dict[str, tuple[Tensor | Group, dict[str, _Entry]]] = {}  # of the newest state
+        self._digests: dict[str, str] = {}  # file -> its checksum
+        self._uses: Counter[str] = Counter()  # file -> number of tensors in it that the newest state has
+        self._base: tuple[str, str, dict[str, Any]] | None = None  # file, checksum, contents
+        self._since: dict[str, Sequence[str]] = {}  # pieces that differ from the base's: their tensors there
+        self._needs: dict[str, set[str]] = {}  # manifest -> the files without which it is none
+        self._replaced: list[Tensor] = []
+        self._open: tuple[str, dict[str, Tensor]] = ("", {})  # the file that tensors were last mapped from
+
+    def save(
+        self, round: int, pieces: Mapping[str, Tensor | Group], rest: Mapping[str, Any], *, again: bool = False
+    ) -> None:
         """Write the checkpoint of a round; when this returns, the round is safe.
 
         Args:
-            tensors: by name.
+            pieces: the state's tensors, and groups of them, by name. One that is the same object as in the round before
+                has not changed.
             rest: the remainder of the state, as JSON.
             again: the checkpoint of this round, which is on disk, is changed: its file of tensors stays until the new
                 manifest is written.
         """
-        from safetensors.torch import save
-
         file = f"round-{round:05d}{f'-{secrets.token_hex(4)}' if again else ''}.safetensors"
-        fresh: dict[str, Tensor] = {}
-        places: dict[str, list[str]] = {}
-        saved: dict[int, tuple[Tensor, list[str]]] = {}
-        for name, tensor in tensors.items():
-            entry = saved.get(id(tensor)) or self._saved.get(id(tensor))
-            if entry is None:
-                fresh[name] = tensor.contiguous()
-                entry = (tensor, [file, name])
-            saved[id(tensor)] = entry
-            places[name] = entry[1]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        payload = save(fresh)
-        write_bytes_atomic(self.folder / file, payload)
-        digests = {file: hashlib.sha256(payload).hexdigest()}
-        for used in {place[0] for place in places.values()} - {file}:
-            digests[used] = self._digests[used]
-        manifest = {"format": FORMAT, **rest, "tensors": places, "files": digests}
-        manifest["checksum"] = _checksum(manifest)
-        write_text_atomic(self.folder / f"round-{round:05d}.json", json.dumps(manifest))
-        self._saved, self._digests = saved, digests
+        try:
+            fresh = self._renew(pieces, file)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            payload = save({name: tensor.contiguous() for name, tensor in fresh.items()})
+            write_bytes_atomic(self.folder / file, payload)
+            self._digests[file] = hashlib.sha256(payload).hexdigest()
+            self._digests = {used: self._digests[used] for used in {*self._uses, file}}
+            self._write(round, pieces, rest)
+        except BaseException:
+            self._forget()
+            raise
         self._collect()
+
+    def _renew(self, pieces: Mapping[str, Tensor | Group], file: str) -> dict[str, Tensor]:
+        """Take note of the pieces that have changed. Their tensors that were not saved yet are returned, and have their
+        place in ``file``."""
+        fresh: dict[str, Tensor] = {}
+        left: list[dict[str, _Entry]] = []
+        for name, piece in pieces.items():
+            before = self._pieces.get(name)
+            if before is not None:
+                if before[0] is piece:
+                    continue
+                left.append(before[1])
+            self._since.setdefault(name, () if before is None else tuple(before[1]))
+            found: dict[str, _Entry] = {}
+            for part, tensor in _parts(name, piece).items():
+                entry = self._saved.get(id(tensor))
+                if entry is None:
+                    entry = self._saved[id(tensor)] = _Entry(tensor, [file, part])
+                    fresh[part] = tensor
+                if not entry.names:
+                    self._uses[entry.place[0]] += 1
+                entry.names += 1
+                found[part] = entry
+            self._pieces[name] = (piece, found)
+        if len(self._pieces) > len(pieces):
+            for name in self._pieces.keys() - pieces.keys():
+                left.append(self._pieces.pop(name)[1])
+                self._since.setdefault(name, tuple(left[-1]))
+        for entry in (entry for entries in left for entry in entries.values()):
+            entry.names -= 1
+            if not entry.names:
+                self._uses[entry.place[0]] -= 1
+                del self._saved[id(entry.tensor)]
+        self._uses = +self._uses
+        return fresh
+
+    def _write(self, round: int, pieces: Mapping[str, Tensor | Group], rest: Mapping[str, Any]) -> None:
+        """Write the manifest, and first its base if it needs another one."""
+        manifest = {"format": FORMAT, **rest, "files": self._digests}
+        needed = set(self._digests)
+        if sum(self._uses.values()) < _LARGE:
+            manifest["tensors"] = self._places(pieces)
+        else:
+            whole = {key: manifest.pop(key) for key, value in rest.items() if isinstance(value, dict)}
+            changes = self._changes(whole)
+            if changes is None:
+                whole["tensors"] = self._places(pieces)
+                text, name = json.dumps(whole), f"base-{round:05d}-{secrets.token_hex(4)}.json"
+                write_text_atomic(self.folder / name, text)
+                self._base = (name, hashlib.sha256(text.encode()).hexdigest(), whole)
+                self._since = {}
+                changes = {key: {} for key in whole}
+            assert self._base is not None
+            manifest |= {"format": _WITH_BASE, "base": list(self._base[:2]), "changes": changes}
+            needed.add(self._base[0])
+        manifest["checksum"] = _checksum(manifest)
+        path = self.folder / f"round-{round:05d}.json"
+        write_text_atomic(path, json.dumps(manifest))
+        self._needs[path.name] = needed
+
+    def _places(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """The place of each tensor of these pieces."""
+        return {part: entry.place for name in names for part, entry in self._pieces.get(name, ((), {}))[1].items()}
+
+    def _changes(self, whole: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:
+        """What differs from the base, as a JSON merge patch (RFC 7386) of each part; None if there should be another
+        base."""
+        if self._base is None or self._base[2].keys() != {*whole, "tensors"}:
+            return None
+        changes = {}
+        for key, now in whole.items():
+            base = self._base[2][key]
+            changes[key] = {name: value for name, value in now.items() if base.get(name) != value}
+            changes[key] |= dict.fromkeys(base.keys() - now.keys())
+        places = self._places(self._since)
+        gone = {part for parts in self._since.values() for part in parts} - places.keys()
+        changes["tensors"] = {**places, **dict.fromkeys(gone)}
+        many = sum(map(len, changes.values())) > sum(map(len, self._base[2].values())) / 4
+        return None if many else changes
+
+    def release(self, tensor: Tensor) -> Tensor:
+        """The same values, mapped into memory from the file that the tensor was saved in; itself if it was not saved.
+
+        Whoever replaces tensors of the state by these calls ``renew`` afterwards.
+        """
+        entry = self._saved.get(id(tensor))
+        if entry is None or entry.tensor is not tensor or entry.mapped:
+            return tensor if entry is None else entry.tensor
+        file, name = entry.place
+        if self._open[0] != file:
+            self._open = (file, load_file(self.folder / file))
+        self._replaced.append(tensor)  # its id stays its own until it is forgotten
+        entry.tensor, entry.mapped = self._open[1][name], True
+        self._saved[id(entry.tensor)] = entry
+        return entry.tensor
+
+    def renew(self, pieces: Mapping[str, Tensor | Group]) -> None:
+        """The saved state consists of these pieces now, with the same values."""
+        for tensor in self._replaced:
+            del self._saved[id(tensor)]
+        self._replaced, self._open = [], ("", {})
+        if self._renew(pieces, ""):
+            raise ValueError("a tensor of the state was not saved")
 
     def pin(self, round: int) -> None:
         """Keep the checkpoint of a round that is on disk until another one is pinned."""
@@ -135,10 +266,8 @@ class StateStore:
         return None
 
     def _read(self, path: Path, build: Callable[[Mapping[str, Tensor], Mapping[str, Any]], State]) -> State:
-        from safetensors.torch import load
-
         manifest = json.loads(path.read_text())
-        if manifest.get("format") != FORMAT:
+        if manifest.get("format") not in (FORMAT, _WITH_BASE):
             raise UserError(
                 f"{path} has the format {manifest.get('format')!r}; this version of fedmoe reads format {FORMAT}."
             )
@@ -147,17 +276,39 @@ class StateStore:
             raise ValueError("the manifest's checksum does not fit")
         if manifest["round"] != _round(path):
             raise ValueError(f"it is of round {manifest['round']!r}")
-        contents = {}
-        for file, digest in manifest["files"].items():
-            payload = (self.folder / Path(file).name).read_bytes()
-            if hashlib.sha256(payload).hexdigest() != digest:
-                raise ValueError(f"the checksum of {file} does not fit")
-            contents[file] = load(payload)
+        if manifest["format"] == _WITH_BASE:
+            self._complete(manifest)
+        contents = {file: self._tensors(file, digest) for file, digest in manifest["files"].items()}
         tensors = {name: contents[file][key] for name, (file, key) in manifest["tensors"].items()}
         state = build(tensors, manifest)
-        self._saved = {id(tensors[name]): (tensors[name], place) for name, place in manifest["tensors"].items()}
+        self._forget()
+        for name, place in manifest["tensors"].items():
+            self._saved[id(tensors[name])] = _Entry(tensors[name], place, mapped=self.mapped)
         self._digests = manifest["files"]
         return state
+
+    def _complete(self, manifest: dict[str, Any]) -> None:
+        """Put a manifest and its base together."""
+        name, checksum = manifest["base"]
+        text = (self.folder / Path(name).name).read_bytes()
+        if hashlib.sha256(text).hexdigest() != checksum:
+            raise ValueError(f"the checksum of {name} does not fit")
+        for key, values in json.loads(text).items():
+            merged = {**values, **manifest["changes"][key]}
+            manifest[key] = {name: value for name, value in merged.items() if value is not None}
+
+    def _tensors(self, file: str, digest: str) -> dict[str, Tensor]:
+        """The tensors of a file."""
+        path = self.folder / Path(file).name
+        if self.mapped:
+            with path.open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        else:
+            payload = path.read_bytes()
+            found = hashlib.sha256(payload).hexdigest()
+        if found != digest:
+            raise ValueError(f"the checksum of {file} does not fit")
+        return load_file(path) if self.mapped else load(payload)
 
     def _manifests(self) -> list[Path]:
         found = [path for path in self.folder.glob("round-*.json") if path.stem.removeprefix("round-").isdecimal()]
@@ -168,13 +319,22 @@ class StateStore:
         manifests = self._manifests()
         pinned = self._pinned()
         kept = [path for path in manifests if path in manifests[-_KEPT:] or path == pinned]
-        needed = {file for path in kept for file in json.loads(path.read_text())["files"]}
+        needed = set[str]().union(*(self._needed(path) for path in kept))
         for path in manifests:
             if path not in kept:
                 path.unlink()
-        for path in self.folder.glob("round-*.safetensors"):
-            if path.name not in needed:
-                path.unlink()
+                self._needs.pop(path.name, None)
+        for pattern in ("round-*.safetensors", "base-*.json"):
+            for path in self.folder.glob(pattern):
+                if path.name not in needed:
+                    path.unlink()
+
+    def _needed(self, path: Path) -> set[str]:
+        """The files that a manifest on disk needs."""
+        if path.name not in self._needs:
+            manifest = json.loads(path.read_text())
+            self._needs[path.name] = {*manifest["files"], *manifest.get("base", ())[:1]}
+        return self._needs[path.name]
 
 
 def _round(path: Path) -> int:
@@ -183,3 +343,15 @@ def _round(path: Path) -> int:
 
 def _checksum(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def flat(pieces: Mapping[str, Tensor | Group]) -> dict[str, Tensor]:
+    """The tensors of all pieces, by their names in a manifest."""
+    return {part: tensor for name, piece in pieces.items() for part, tensor in _parts(name, piece).items()}
+
+
+def _parts(name: str, piece: Tensor | Group) -> dict[str, Tensor]:
+    """The tensors of a piece, by their names in the manifest."""
+    if isinstance(piece, Tensor):
+        return {name: piece}
+    return {f"{name}/{part}": tensor for part, tensor in piece.tensors().items()}

@@ -15,7 +15,7 @@ from fedmoe.io import read_jsonl, write_text_atomic
 # the result up to the round where the run stopped.
 _MAY_CHANGE = (
     *("federation.rounds", "output.", "features.", "tracking."),
-    *("runtime.accelerator", "runtime.text_cache_mib", "engine."),
+    *("runtime.accelerator", "runtime.text_cache_mib", "runtime.client_states", "engine."),
 )
 
 

@@ -31,7 +31,7 @@ Assignment = Callable[["ServerState", int, int, Seeds], Experts]
 """(server, client with an entry in the pool, K, place of the draw) -> experts."""
 
 
-def nearest_experts(pool: Mapping[int, Tensor], client_id: int, count: int, seed: Seeds = ()) -> list[int]:
+def nearest_experts(pool: Mapping[int, Tensor], client_id: int, count: int) -> list[int]:
     """The K prompts nearest in l2 to the client's own pool entry, without itself; nearest first, ties by client id.
 
     Fewer if the pool has fewer (Algorithm 1, step 3). Distances are sums of squared differences in float64.
@@ -39,7 +39,7 @@ def nearest_experts(pool: Mapping[int, Tensor], client_id: int, count: int, seed
     return _by_distance(pool, client_id)[:count]
 
 
-def farthest_experts(pool: Mapping[int, Tensor], client_id: int, count: int, seed: Seeds = ()) -> list[int]:
+def farthest_experts(pool: Mapping[int, Tensor], client_id: int, count: int) -> list[int]:
     """The K prompts farthest in l2 from the client's own pool entry; farthest first, ties by client id."""
     return _by_distance(pool, client_id, descending=True)[:count]
 
@@ -72,12 +72,12 @@ def shuffled_experts(pool: Mapping[int, Tensor], client_id: int, count: int, see
     return sorted(others, key=lambda other: derive(run_seed, "experts", "shuffle", other))[:count]
 
 
-def _from_pool(choose: Callable[[Mapping[int, Tensor], int, int, Seeds], list[int]]) -> Assignment:
+def _from_pool(choose: Callable[[ServerState, int, int, Seeds], list[int]]) -> Assignment:
     """The prompts of the clients that ``choose`` names."""
 
     def assign(server: ServerState, client_id: int, count: int, seed: Seeds) -> Experts:
         pool = server.pooled("prompt")
-        ids = choose(pool, client_id, count, seed)
+        ids = choose(server, client_id, count, seed)
         return Experts(_stack([pool[i] for i in ids], pool[client_id]), tuple(ids))
 
     return assign
@@ -112,7 +112,7 @@ def noise(server: ServerState, client_id: int, count: int, seed: Seeds) -> Exper
 
     pool = server.pooled("prompt")
     draws, prompts = numpy_generator(0, "noise", *seed), []
-    for nearest in nearest_experts(pool, client_id, count):
+    for nearest in server.nearest("prompt", client_id, count):
         prompt = pool[nearest].double()
         drawn = torch.from_numpy(draws.standard_normal(tuple(prompt.shape))).to(prompt)
         prompts.append((drawn * (prompt.norm() / drawn.norm())).to(pool[nearest].dtype))
@@ -127,10 +127,10 @@ def _stack(prompts: list[Tensor], like: Tensor) -> Tensor:
 
 
 ASSIGNMENTS: Mapping[str, Assignment] = {
-    "nearest": _from_pool(nearest_experts),
-    "random": _from_pool(random_experts),
-    "shuffled": _from_pool(shuffled_experts),
-    "farthest": _from_pool(farthest_experts),
+    "nearest": _from_pool(lambda server, client_id, count, seed: server.nearest("prompt", client_id, count)),
+    "random": _from_pool(lambda server, *place: random_experts(server.pooled("prompt"), *place)),
+    "shuffled": _from_pool(lambda server, *place: shuffled_experts(server.pooled("prompt"), *place)),
+    "farthest": _from_pool(lambda server, client_id, count, seed: server.farthest("prompt", client_id, count)),
     "same_domain": same_domain,
     "own": own_copies,
     "global": global_copies,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedmoe.server.search import PoolSearch
+
 
 @dataclass(frozen=True)
 class Known:
@@ -43,6 +45,7 @@ class ServerState:
     clients: dict[int, Known] = field(default_factory=dict)
     extras: dict[str, Tensor] = field(default_factory=dict)
     domains: Mapping[int, str] = field(default_factory=dict)
+    _searches: dict[str, PoolSearch] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def known(self, client_id: int) -> Known:
         return self.clients.get(client_id, Known())
@@ -54,6 +57,19 @@ class ServerState:
     def pooled(self, name: str) -> Mapping[int, Tensor]:
         """Every client's last upload of a parameter."""
         return self.pool[name]
+
+    def nearest(self, name: str, client_id: int, count: int) -> list[int]:
+        """The clients whose uploads of a parameter are nearest to a client's own, see ``nearest_experts``."""
+        return self._search(name).nearest(self.pooled(name), client_id, count)
+
+    def farthest(self, name: str, client_id: int, count: int) -> list[int]:
+        """The clients whose uploads of a parameter are farthest from a client's own, see ``farthest_experts``."""
+        return self._search(name).farthest(self.pooled(name), client_id, count)
+
+    def _search(self, name: str) -> PoolSearch:
+        from fedmoe.server.search import PoolSearch
+
+        return self._searches.setdefault(name, PoolSearch())
 
     def copy(self) -> ServerState:
         """A copy whose mappings can be changed. Tensors are shared, since none is written to in place."""

@@ -47,7 +47,7 @@ class Details:
         evaluation, pictures = self.due(run, record), {}
         if evaluation is not None and evaluation.experts:
             experts = {int(client): ids for client, ids in evaluation.experts.items()}
-            chart = expert_assignment(experts, len(evaluation.clients), record.round)
+            chart = expert_assignment(experts, run.config.clients, record.round)
             pictures["experts/assignment"] = image(chart)
         if evaluation is not None and evaluation.attention is not None:
             pictures["experts/attention"] = image(expert_attention(read_run(self.folder)))
