@@ -115,8 +115,8 @@ def _parameter(key: str, given: Any) -> Choice | Range:
     integers = isinstance(low, int) and isinstance(high, int)
     name = given.get("distribution", "int_uniform" if integers else "uniform")
     if not isinstance(name, str) or name not in _RANGES:
-        near = did_you_mean(str(name), _RANGES)
-        raise UserError(f"{key}.distribution is {name!r}; valid is {', '.join(_RANGES)}{near}.")
+        near = did_you_mean(str(name), _RANGES) or "."
+        raise UserError(f"{key}.distribution is {name!r}; valid is {', '.join(_RANGES)}{near}")
     return _RANGES[name](key, given)
 
 
