@@ -31,6 +31,7 @@ ROOMS = [
     "experiment",
     "prediction",
     "export",
+    "search",
     "cli",
     "api",
 ]

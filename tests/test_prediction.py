@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import fedmoe
 from fedmoe.cli import main
 from fedmoe.data import partition_dataset
 from fedmoe.data.partition import Dirichlet
 from fedmoe.data.sets.digits import Digits
+from fedmoe.errors import UserError
 from fedmoe.io import read_jsonl
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -171,3 +173,23 @@ def fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     lines = told.err.strip().splitlines()
     assert len(lines) == 1, lines
     return lines[0]
+
+
+def test_python_predicts_as_the_command_does(runs: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs / "PFedMoAP"
+    said = json.loads(printed([str(run), str(images), f"--client={CLIENT}", "--top=3", "--format=json"], capsys))
+    frame = fedmoe.load(run).predict(images, CLIENT, top=3)
+    assert frame.index.names == ["image", "rank"]
+    assert len(frame) == 3 * len(said)
+    assert frame.filter(like="weight/").shape[1] == 3  # its own prompt and two experts
+    assert frame.filter(like="weight/").sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
+    own = {i: Digits().class_names[label] for i, label in enumerate(Digits().test.labels)}
+    first = frame.xs(1, level="rank")
+    right = [own[int(Path(image).stem)] == name for image, name in first["class"].items()]
+    recorded = [row for row in read_jsonl(run / "clients.jsonl") if row["client"] == CLIENT][-1]
+    assert 100 * sum(right) / len(right) == pytest.approx(recorded["accuracy"], abs=0.01)
+
+
+def test_python_refuses_a_client_that_is_not_there(runs: Path, images: Path) -> None:
+    with pytest.raises(UserError, match="client is 4, but the run has 4 clients; valid is 0 to 3"):
+        fedmoe.load(runs / "PFedMoAP").predict([images], 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,45 @@ class Result:
         if self._run.last is None:
             raise UserError(f"{self.folder} has no evaluated round yet; there is nothing to plot.")
         return accuracy_over_rounds(self._run)
+
+    def predict(
+        self, images: str | Path | Sequence[str | Path], client: int, *, top: int = 5, best: bool = False
+    ) -> pd.DataFrame:
+        """Predict the classes of images with one client of the run, as ``fedmoe predict`` does.
+
+        Args:
+            images: image files, and folders that are searched for them; or one of these.
+            client: its number, from 0.
+            top: how many of the most probable classes to give for each image.
+            best: from the checkpoint with the best validation accuracy in place of the last one.
+
+        Returns:
+            A row for each image and class, by the file and the rank from 1, with the columns class and probability; of
+            a method with experts also weight/<expert>, the gate's weights of that image, the same in each of its rows.
+
+        Raises:
+            UserError: an image cannot be read, or the run has no such client, or no checkpoint.
+        """
+        from rich.console import Console
+
+        from fedmoe.cli.settings import as_experiment, load_settings
+        from fedmoe.experiment import Session
+        from fedmoe.prediction.client import require_checkpoint, require_client, restore_client
+        from fedmoe.prediction.images import find_images, predict
+
+        paths = find_images([str(path) for path in ([images] if isinstance(images, str | Path) else images)])
+        experiment, methods = as_experiment(load_settings(self.folder / "config.yaml"))
+        require_client(client, experiment.federation.clients)
+        require_checkpoint(self.folder, best)  # before CLIP is loaded
+        restored = restore_client(Session(experiment, Console(quiet=True)), methods[0], self.folder, client, best)
+        rows = [
+            {"image": found.image, "rank": rank, "class": name, "probability": share}
+            | {f"weight/{expert}": weight for expert, weight in found.experts}
+            for found in predict(restored, experiment.data, paths, top)
+            for rank, (name, share) in enumerate(found.classes, start=1)
+        ]
+        columns = None if rows else ["image", "rank", "class", "probability"]
+        return pd.DataFrame(rows, columns=columns).set_index(["image", "rank"])
 
     def __repr__(self) -> str:
         accuracy = "not evaluated" if self.accuracy is None else f"{self.accuracy:.2f} %"

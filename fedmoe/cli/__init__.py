@@ -1,5 +1,5 @@
-"""The command line: ``python -m fedmoe.cli fit | evaluate | predict | export | import | report | compare |
-partition | features | data``.
+"""The command line: ``python -m fedmoe.cli fit | search | evaluate | predict | export | import | report |
+compare | partition | features | data``.
 
 Importing the package imports nothing else, so that ``__main__`` can prepare for signals first.
 """

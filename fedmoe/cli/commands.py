@@ -301,6 +301,13 @@ def import_(settings: Namespace, console: Console) -> None:
     say(console, f"{told.label}: client {told.client} of {folder} is now client {number} of {run}")
 
 
+def search(settings: Namespace, console: Console) -> None:
+    """Search settings by validation accuracy; every trial is a run folder."""
+    from fedmoe.cli.searching import search as run_trials
+
+    run_trials(settings, console, train)
+
+
 def report(settings: Namespace, console: Console) -> None:
     """Print the table of a run or a comparison and draw its plots anew; on request, also as one page."""
     from fedmoe.report import report as show
@@ -455,4 +462,5 @@ _FUNCTIONS: dict[str, Callable[[Namespace, Console], int | None]] = {
     "data": data,
     "configs": configs,
     "runs": runs,
+    "search": search,
 }

@@ -65,6 +65,11 @@ COMMANDS = {
             ),
         },
     ),
+    "search": Command(
+        "Search settings with Optuna by validation accuracy; the same command continues, or adds trials.",
+        options={"trials": Setting(int, 20, "how many trials the folder shall hold; of a grid, at most all of it")},
+        positionals={"space": Setting(str, help="YAML file with method and parameters, as of a W&B sweep")},
+    ),
     "evaluate": Command(
         "Score every client of a run from its last checkpoint.",
         options={
