@@ -116,7 +116,7 @@ _TRIED: Mapping[str, Sequence[str]] = {  # method -> defences beside none
     "promptfl": ("clipping", "median", "trimmed", "krum", "multikrum"),
     "fedotp": ("median", "multikrum"),
     "pfedmoap": ("clipping", "median", "multikrum", "outliers", "reputation"),
-    "pfedmoap_random": ("outliers", "reputation"),
+    "pfedmoap_random": ("outliers",),
     "pfedmoap_alone": (),
     "neighbours": ("median", "outliers"),
 }
