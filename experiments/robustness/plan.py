@@ -145,7 +145,8 @@ class Planned:
 
 
 def plan(seeds: int, rounds: int, methods: Sequence[str] = ()) -> list[Planned]:
-    """All runs, seed by seed, so that an interrupted benchmark has whole tables of fewer seeds."""
+    """All runs: those of seed 0, then the core of the other seeds, then the rest, so that an interrupted benchmark has
+    a whole table, and several seeds where they matter most."""
     runs = []
     for seed in range(seeds):
         for method in METHODS:
@@ -154,4 +155,15 @@ def plan(seeds: int, rounds: int, methods: Sequence[str] = ()) -> list[Planned]:
             tried = [defence for defence in DEFENCES if defence.key in ("none", *_TRIED[method.key])]
             runs += [Planned(method, attack, one, seed, rounds) for attack in ATTACKS for one in tried]
             runs += [Planned(method, control, NO_DEFENCE, seed, rounds) for control in CONTROLS.values()]
-    return runs
+    return sorted(runs, key=lambda one: (one.seed > 0 and not _is_core(one), one.seed))
+
+
+def _is_core(one: Planned) -> bool:
+    """Whether the run tells what attacks do, or what defences do with the strongest one, to the methods in the text."""
+    without = one.defence is NO_DEFENCE and one.attack in ATTACKS
+    return one.method.key not in ("fedotp", "pfedmoap_random") and (
+        without or (one.attack.key in ("none", "replacement") and one.defence.key in _CORE_DEFENCES)
+    )
+
+
+_CORE_DEFENCES = ("clipping", "median", "multikrum", "outliers")
