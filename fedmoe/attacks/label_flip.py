@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFlip(Attack):
-    """Attackers train on flipped labels: class y becomes C - 1 - y. A success is an image that is taken for that class;
-    the middle one of an odd number of classes does not count."""
+    """Attackers train on flipped labels: class y becomes C - 1 - y.
+
+    A success is an image that is taken for that class; the middle one of an odd number of classes does not count.
+    """
 
     measured: ClassVar[bool] = True
 

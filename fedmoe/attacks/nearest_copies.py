@@ -15,8 +15,11 @@ from fedmoe.protocol.records import Downlink, Update
 
 @dataclass(frozen=True, kw_only=True)
 class NearestCopies(LabelFlip):
-    """Attackers train on flipped labels, and upload the prompt that they were sent, moved by ``step`` of what they have
-    learned: near the centre, where it is nearest to everyone. Who got them as experts is recorded."""
+    """Attackers train on flipped labels, and stay so close to what they were sent that they are nearest to everyone.
+
+    They upload the prompt that they were sent, moved by ``step`` of what they have learned. Who got them as experts is
+    recorded.
+    """
 
     step: float = 0.1
     """Fraction of its own update that an attacker uploads, in [0, 1]; 0: a copy of what it was sent."""
