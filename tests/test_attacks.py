@@ -17,11 +17,13 @@ from federation_helpers import Log, build_federation, differences, results, work
 from PIL import Image
 from test_line import ByteFleet
 
+from fedmoe.api.plain import plain_settings
 from fedmoe.attacks import Attack, Backdoor, HugeNorm, LabelFlip, ModelReplacement, NearestCopies, NoisePrompt
 from fedmoe.attacks.adversary import Adversary
 from fedmoe.attacks.backdoor import Patch
 from fedmoe.attacks.base import Place
 from fedmoe.cli import main
+from fedmoe.cli.settings import as_experiment, experiment_parser
 from fedmoe.config import FeatureConfig, FederationConfig, PrivacyConfig
 from fedmoe.data import Digits, Dirichlet, SubsetConfig
 from fedmoe.defences import Median, OutlierTest, Reputation
@@ -435,7 +437,18 @@ def test_without_an_attack_no_client_is_an_adversary(embedded_clip, data: Federa
     assert all(record.attack is None for record in log.records)
 
 
-# On the command line
+# In Python, and on the command line
+
+
+def test_attacks_and_defences_are_settings_in_python_too() -> None:
+    given = {"attack": NearestCopies(clients=(1,)), "aggregation": Median(), "screening": OutlierTest}
+    plain = plain_settings(given)
+    everything = {"share": 0.2, "clients": [1], "from_round": 1, "epochs": None, "step": 0.1}
+    assert plain["attack"] == {"class_path": "NearestCopies", "init_args": everything}
+    assert plain["screening"] == "OutlierTest"
+    experiment, _ = as_experiment(experiment_parser().parse_args([], plain))
+    assert (experiment.attack, experiment.aggregation) == (given["attack"], Median())
+    assert experiment.screening == OutlierTest()
 
 
 def arguments(tmp_path: Path, cache: FeatureConfig, *more: str) -> list[str]:
