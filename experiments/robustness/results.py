@@ -75,7 +75,7 @@ def read(runs: Sequence[Planned], out: Path) -> list[Row]:
                 numbers = {name: {s: n[name] for s, n in own.items() if name in n} for name in _NUMBERS}
                 change = {s: n["honest_accuracy"] - base[s]["honest_accuracy"] for s, n in own.items()}
                 never = found.get((method.key, _control(attack), _NONE), {})
-                expected = {s: n["success"] for s, n in never.items() if s in own}
+                expected = {s: n["success"] for s, n in never.items() if s in numbers["success"]}
                 rows.append(Row(method, attack, defence, numbers, change, expected))
     if not rows:
         raise UserError(f"{out} holds no finished run; valid is a folder that this command has filled.")
