@@ -5,7 +5,7 @@ FLOWER ?= .venv-flower
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-flower quickstart test test-flower test-flower-slow lint types smoke mutants bench embedded-clip docs clean
+.PHONY: help setup setup-flower quickstart test test-flower test-flower-slow lint types smoke mutants benchmark-robustness bench embedded-clip docs clean
 
 help:  ## explain the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ reproduce-%: setup  ## a table or figure of the paper: reproduce-table2 (DATA= P
 benchmark-%: setup  ## every method in a protocol, ranked: benchmark-base-to-novel (PRESET=embedded, or full; DATA= SEEDS= ROUNDS= JOBS= OUT=)
 	$(RUN) -m experiments.benchmark $* $(if $(filter full,$(PRESET)),,--preset $(or $(PRESET),embedded)) $(if $(DATA),--data $(DATA)) \
 		$(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(OUT),--out $(OUT))
+
+benchmark-robustness: setup  ## methods against bad clients and bad experts, with the server's defences: a table and a picture (SEEDS= ROUNDS= OUT=)
+	$(RUN) -m experiments.robustness $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(OUT),--out $(OUT))
 
 bench: setup  ## speed of the local step and of a round against the plain way, on one thread
 	OMP_NUM_THREADS=1 $(RUN) -m experiments.bench

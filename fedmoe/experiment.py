@@ -20,6 +20,8 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
+from fedmoe.attacks import Attack
+from fedmoe.attacks.adversary import Adversary
 from fedmoe.client.disk import DiskStates
 from fedmoe.client.module import ClientModule
 from fedmoe.client.work import ClientWork, light_trainer
@@ -38,6 +40,8 @@ from fedmoe.config import (
 )
 from fedmoe.data.base import DataSet
 from fedmoe.data.partition import Partition
+from fedmoe.defences import Aggregation, Screening
+from fedmoe.defences.guard import Defences
 from fedmoe.display import say
 from fedmoe.engine.elsewhere import NoData, OwnData, Whole
 from fedmoe.engine.kinds import build_fleet, keep_run_name, run_name
@@ -46,6 +50,7 @@ from fedmoe.errors import UserError, did_you_mean
 from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.features.encoders import extract_test
 from fedmoe.features.progress import extraction_progress
+from fedmoe.features.views import Stamp
 from fedmoe.federation.callbacks import Checkpoint, ProgressDisplay, RunLog
 from fedmoe.federation.fleet import LocalFleet
 from fedmoe.federation.late import score_late_clients
@@ -89,6 +94,13 @@ class Experiment:
     engine: EngineConfig
     tracking: TrackingConfig
     output: OutputConfig
+    attack: Attack | None = None
+    aggregation: Aggregation | None = None
+    screening: Screening | None = None
+
+    @property
+    def defences(self) -> Defences:
+        return Defences(self.aggregation, self.screening)
 
     def folder(self, *labels: str, over_seeds: bool = False) -> Path:
         """The run folder, or that of the runs of several seeds; ``labels`` are the names of the methods that run in
@@ -117,18 +129,19 @@ class Session:
     def __init__(self, experiment: Experiment, console: Console, clip: FrozenCLIP | None = None) -> None:
         self.experiment, self.console = experiment, console
         self.clip = load_clip(experiment) if clip is None else clip
-        self._data: dict[tuple[str, str], FederatedData] = {}
+        self._data: dict[tuple[str, str, str], FederatedData] = {}
 
-    def data(self, method: Method) -> FederatedData:
-        """The clients' data, with the kind of features that the method uses."""
+    def data(self, method: Method, stamp: Stamp | None = None) -> FederatedData:
+        """The clients' data, with the kind of features that the method uses; ``stamp`` is put on the images."""
         e, encoder = self.experiment, method.encoder(self.clip)
-        kind = (encoder.name, encoder.identity)
+        kind = (encoder.name, encoder.identity, repr(stamp))
         if kind not in self._data:
             with extraction_progress(self.console) as progress:
                 self._data[kind] = prepare(
                     *(e.data, e.partition, self.clip, e.federation, e.features, e.seed, progress),
                     views=e.views,
                     encoder=encoder,
+                    stamp=stamp,
                 )
         return self._data[kind]
 
@@ -172,6 +185,8 @@ class Session:
             seed=e.seed,
             callbacks=callbacks,
             privacy=privacy,
+            defences=e.defences,
+            attackers=frozenset() if work.adversary is None else work.adversary.clients,
             clients=data.summary(),
             name=data.name,
         )
@@ -186,7 +201,21 @@ class Session:
         method.check(config, self.clip.feature_dim)
         held: Any = NoData(e.data, method.encoder(self.clip).shape) if data is None else data
         privacy = build_privacy(e.privacy, config, e.seed)
-        return ClientWork(self.module(method, held.class_names), held, config, e.seed, e.runtime, privacy), privacy
+        module = self.module(method, held.class_names)
+        e.defences.check(type(method).__name__, module.declared, config, e.privacy)
+        adversary = self._adversary(method, config, data)
+        reports = e.defences.needs_reports
+        return ClientWork(module, held, config, e.seed, e.runtime, privacy, adversary, reports), privacy
+
+    def _adversary(self, method: Method, config: FederationConfig, data: FederatedData | None) -> Adversary | None:
+        """The attack, and who carries it out; without data, it is only named."""
+        e, attack = self.experiment, self.experiment.attack
+        if attack is None:
+            return None
+        classes = len(e.data.class_names)
+        attack.check(classes, e.views.kind == "online")
+        triggered = None if data is None or attack.stamp is None else self.data(method, attack.stamp)
+        return Adversary(attack, attack.attackers(config.participants, e.seed), e.seed, classes, triggered)
 
     def site(self, method: Method, client_id: int, own_data: bool, states: Path, tracebacks: bool) -> Site:
         """The client's end of a deployment; what it keeps is under ``states``.
@@ -200,6 +229,11 @@ class Session:
         e = self.experiment
         if not 0 <= client_id < e.federation.clients:
             raise UserError(f"client is {client_id}; valid is 0 to {e.federation.clients - 1}, of federation.clients.")
+        if e.attack is not None:
+            raise UserError(
+                f"attack is {type(e.attack).__name__}, but attacks are simulated, and no real site is told to "
+                "attack; valid is null."
+            )
         data: Any
         if own_data:
             alone = replace(e, federation=replace(e.federation, clients=1, late_clients=0), partition=Whole())
@@ -270,7 +304,7 @@ def run(session: Session, method: Method, settings: Settings, folder: Path, reso
                     tracker.close()
             known = federation.server.clients.values()
             privacy = federation.privacy.summary(max((client.rounds_seen for client in known), default=0))
-            _write_summary(folder, method, session.experiment.seed, privacy)
+            _write_summary(folder, method, session.experiment.seed, privacy, federation.attackers)
 
 
 def compare(
@@ -384,9 +418,10 @@ def evaluate(
     if novel is not None:
         base_images, novel_images = session.test_images(method, novel)
         module = session.module(method, novel.class_names[len(session.data(method).class_names) :])
-        found["classes"] = asdict(score_classes(fleet, module, server, context, base_images, novel_images))
+        scores = score_classes(fleet, module, server, context, base_images, novel_images, federation.defences)
+        found["classes"] = asdict(scores)
     if federation.config.late_clients:
-        late = score_late_clients(fleet, method, server, federation.config, context, join_rounds)
+        late = score_late_clients(fleet, method, server, federation.config, context, join_rounds, federation.defences)
         found["late"] = asdict(late)
     write_json_atomic(folder / "evaluation.json", found)
     return found
@@ -410,7 +445,9 @@ def novel_classes(experiment: Experiment) -> DataSet:
     return whole
 
 
-def _write_summary(folder: Path, method: Method, seed: int, privacy: dict[str, Any] | None) -> None:
+def _write_summary(
+    folder: Path, method: Method, seed: int, privacy: dict[str, Any] | None, attackers: frozenset[int]
+) -> None:
     rounds = read_rounds(folder)
     last = [record for record in rounds if record.evaluated][-1]
     summary = Summary(
@@ -429,6 +466,8 @@ def _write_summary(folder: Path, method: Method, seed: int, privacy: dict[str, A
         last_five=last_five(rounds),
         best_by_validation=best_by_validation(rounds),
         quality=last.quality,
+        attack=last.attack,
+        attackers=sorted(attackers),
         provenance=provenance(type(method)),
         versions=versions(),
     )

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from fedmoe.attacks.adversary import Adversary
 from fedmoe.client.module import ClientModule
 from fedmoe.client.work import ClientWork
 from fedmoe.config import FederationConfig, OptimConfig, PrivacyConfig, PromptConfig
+from fedmoe.defences.guard import Defences
 from fedmoe.features.client_data import FederatedData
 from fedmoe.federation.callbacks import Callback, FederationView
 from fedmoe.federation.evaluation import Evaluation
@@ -53,12 +55,17 @@ def build_federation(
     callbacks: Sequence[Callback] = (),
     privacy: PrivacyConfig | None = None,
     fleet: Callable[[ClientWork], Fleet] = LocalFleet,
+    adversary: Adversary | None = None,
+    defences: Defences | None = None,
 ) -> tuple[Federation, Log]:
     """The method's federation on the data, and the log of what it will do."""
     config = method.schedule(config)
     module = build_module(clip, data, method, optim, seed)
     protection = build_privacy(privacy, config, seed)
-    work = ClientWork(module, data, config, seed, protection=protection)
+    guard = defences or Defences()
+    work = ClientWork(
+        module, data, config, seed, protection=protection, adversary=adversary, reports=guard.needs_reports
+    )
     rehearse(work, protection, range(min(2, config.participants)))
     log = Log()
     federation = kind(
@@ -69,6 +76,8 @@ def build_federation(
         seed=seed,
         callbacks=[log, *callbacks],
         privacy=protection,
+        defences=guard,
+        attackers=frozenset() if adversary is None else adversary.clients,
         clients=data.summary(),
         name=data.name,
     )

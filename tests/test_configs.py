@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from fedmoe.attacks import Attack
 from fedmoe.cli import experiment_parser, main
 from fedmoe.cli.settings import GROUPS
 from fedmoe.cli.values import known_subclasses
 from fedmoe.data import DataSet, Partition
+from fedmoe.defences import Aggregation, Screening
 from fedmoe.methods import Method
 
 ROOT = Path(__file__).parents[1]
+BASES = (Method, DataSet, Partition, Attack, Aggregation, Screening)
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in ("sweeps", "regimes"))
 
 
@@ -34,7 +37,7 @@ def test_help_explains_every_setting() -> None:
 
 
 def test_titles_in_the_help_are_whole_sentences() -> None:
-    classes = [*GROUPS.values(), *(cls for base in (Method, DataSet, Partition) for cls in known_subclasses(base))]
+    classes = [*GROUPS.values(), *(cls for base in BASES for cls in known_subclasses(base))]
     ours = [cls for cls in classes if cls.__module__.startswith("fedmoe.")]  # tests make classes of their own
     assert [cls.__name__ for cls in ours if not (cls.__doc__ or "").strip().partition("\n")[0].endswith(".")] == []
 

@@ -22,8 +22,12 @@ from test_line import CONFIG, METHODS, PROMPT, clip_of, data_of
 
 pytest.importorskip("flwr")
 
+from fedmoe.attacks import NoisePrompt
+from fedmoe.attacks.adversary import Adversary
 from fedmoe.client.work import ClientWork
 from fedmoe.config import EngineConfig, FeatureConfig
+from fedmoe.defences import Reputation, TrimmedMean
+from fedmoe.defences.guard import Defences
 from fedmoe.engine.simulation import SimulatedFleet
 from fedmoe.errors import UserError
 from fedmoe.federation.fleet import LocalFleet
@@ -75,6 +79,24 @@ def test_the_same_bits_as_in_one_process(
     assert differences(plain.state, apart.state) == []
     assert results(log) == results(log_apart)
     assert [e.clients for e in log.evaluations] == [e.clients for e in log_apart.evaluations]
+
+
+def test_attackers_in_workers_do_what_they_do_in_one_process(
+    embedded_clip: FrozenCLIP, simulated: Callable[[ClientWork], SimulatedFleet], cache: FeatureConfig
+) -> None:
+    method = METHODS["PFedMoAP"]()
+    data = data_of(embedded_clip, method, cache)
+    adversary = Adversary(NoisePrompt(), frozenset({1, 2}), 5, 10)
+    guard = Defences(TrimmedMean(), Reputation())
+    plain, log = build_federation(embedded_clip, data, method, CONFIG, adversary=adversary, defences=guard)
+    plain.run()
+    apart, log_apart = build_federation(
+        embedded_clip, data, METHODS["PFedMoAP"](), CONFIG, fleet=simulated, adversary=adversary, defences=guard
+    )
+    apart.run()
+    assert differences(plain.state, apart.state) == []
+    assert results(log_apart) == results(log)
+    assert "reputation.counts" in plain.server.extras
 
 
 def test_either_engine_continues_the_other(

@@ -72,6 +72,10 @@ PLACES: dict[str, Callable[[dict[str, Any]], Any]] = {
     **{f"quality/{key}": under("quality", key) for key in ("weighted", "balanced", "ece")},
     **{f"gate/{key}": or_none("gate", key) for key in ("entropy", "entropy_p10", "top_share", "expert_contribution")},
     **{f"accuracy_others/{key}": or_none("accuracy_others", key) for key in ("mean", "std")},
+    **{
+        f"attack/{key}": or_none("attack", key)
+        for key in ("honest_accuracy", "attackers_accuracy", "success", "expert_share")
+    },
     "attention/local": lambda r: r["attention"]["local"] if r["attention"] else None,
     **{f"seconds/{key}": under("seconds", key) for key in ("train", "evaluate", "other")},
     **{f"bytes/{key}": under("bytes", key) for key in ("down", "up", "evaluate_down")},

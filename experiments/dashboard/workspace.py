@@ -56,6 +56,11 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
         Panel("Who uses whose prompt", "media", ("experts/assignment",)),
         Panel("Attention per expert (figure 6)", "media", ("experts/attention",)),
     ),
+    "Attack": (
+        Panel("Honest clients and attackers", "lines", ("attack/honest_accuracy", "attack/attackers_accuracy"), "%"),
+        Panel("Success of the attack", "lines", ("attack/success",), "%"),
+        Panel("Attackers among the experts", "lines", ("attack/expert_share",), "%"),
+    ),
     "Clients": (
         Panel("Labels on each client", "media", ("clients/labels",)),
         Panel("All clients", "media", ("clients/table",)),

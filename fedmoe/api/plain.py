@@ -8,12 +8,14 @@ from dataclasses import fields, is_dataclass
 from os import PathLike, fspath
 from typing import Any
 
+from fedmoe.attacks import Attack
 from fedmoe.cli.values import find_class
 from fedmoe.data import DataSet, Partition
+from fedmoe.defences import Aggregation, Screening
 from fedmoe.errors import UserError
 from fedmoe.methods import Method
 
-_BASES: tuple[type, ...] = (Method, DataSet, Partition)
+_BASES: tuple[type, ...] = (Method, DataSet, Partition, Attack, Aggregation, Screening)
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

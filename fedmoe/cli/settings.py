@@ -241,7 +241,9 @@ def build_parser(name: str) -> CommandParser:
 def _parser(name: str, command: Command) -> CommandParser:
     if not command.is_of_experiment:
         return CommandParser(name, command.about, command.options, command.positionals)
+    from fedmoe.attacks import Attack
     from fedmoe.data import DataSet, Partition
+    from fedmoe.defences import Aggregation, Screening
     from fedmoe.methods import Method
 
     seed = (
@@ -255,6 +257,15 @@ def _parser(name: str, command: Command) -> CommandParser:
         "partition": Setting(Partition, help="who holds which examples (default: Dirichlet)"),
         "method": Setting(Method, help="the method (default: PFedMoAP)"),
         "methods": Setting(list[Method] | None, None, "several methods to compare, in place of method"),
+        "attack": Setting(Attack | None, None, "what some clients do in place of the protocol; null: nothing"),
+        "aggregation": Setting(
+            Aggregation | None, None, "the server's defence of the average, such as Median; null: the weighted mean"
+        ),
+        "screening": Setting(
+            Screening | None,
+            None,
+            "the server's defence of the pool of experts, such as OutlierTest; null: none",
+        ),
         **command.options,
     }
     preset = ("--data=Digits", "--partition=Dirichlet", "--method=PFedMoAP")
@@ -278,7 +289,9 @@ def as_experiment(settings: Namespace) -> tuple[Experiment, list[Method]]:
     methods = built.methods if built.methods is not None else [built.method]
     if not methods:
         raise UserError("methods is an empty list; valid is null or a list of at least one method.")
-    groups = {name: built[name] for name in (*GROUPS, "data", "partition", "seed")}
+    groups = {
+        name: built[name] for name in (*GROUPS, "data", "partition", "seed", "attack", "aggregation", "screening")
+    }
     return Experiment(**groups), methods
 
 

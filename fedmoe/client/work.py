@@ -14,14 +14,16 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from fedmoe.attacks.adversary import Adversary
 from fedmoe.client.counts import calibration, confusion, gate_sums, right_and_all
 from fedmoe.client.module import ClientModule
 from fedmoe.config import FederationConfig, RuntimeConfig
 from fedmoe.errors import UserError
-from fedmoe.features.client_data import FeatureBatches, FederatedData
+from fedmoe.features.client_data import ClientData, FeatureBatches, FederatedData
 from fedmoe.protocol.records import About, ClientState, Downlink, Loadout, Scored, ScoreJob, Trained, TrainJob, Update
 from fedmoe.seeds import derive, torch_generator
 
+ATTENTION = "attention"  # among the extras of an update: the mean weights of the client's gate, if asked for
 BATCH = 1024  # images evaluated at once; bounds the memory of the gate's weights
 
 # There is one fit per client and round, and Lightning's messages about each would bury everything else.
@@ -61,6 +63,8 @@ class ClientWork:
         config: rounds, epochs and batch size, already adapted by ``Method.schedule``.
         seed: the run's seed; every draw derives from it, the round and the client.
         protection: what protects uploads.
+        adversary: the attack, and which clients carry it out; None: all are honest.
+        reports: whether clients also upload the mean weights of their gate, for a reputation of experts.
 
     Raises:
         UserError: momentum is to be shared, but the optimizer has none.
@@ -74,10 +78,13 @@ class ClientWork:
         seed: int,
         runtime: RuntimeConfig | None = None,
         protection: Protection | None = None,
+        adversary: Adversary | None = None,
+        reports: bool = False,
     ) -> None:
         self.module, self.method, self.data = module, module.method, data
         self.config, self.seed, self.runtime = config, seed, runtime or RuntimeConfig()
         self.protection = protection or Protection()
+        self.adversary, self.reports = adversary, reports
         if config.share_momentum and module.optim.optimizer != "sgd":
             raise UserError(
                 f"federation.share_momentum is true, but optim.optimizer is {module.optim.optimizer!r}, which has no "
@@ -98,17 +105,37 @@ class ClientWork:
         """
         began, module, downlink = time.perf_counter(), self.module, job.downlink
         start = self.method.start(state, downlink)
-        self.load(job.client_id, start, job.round, job.turn)
+        own, epochs = self.data.client(job.client_id), self.config.local_epochs
+        if self.adversary is not None:
+            own = self.adversary.data(own, job.round)
+            epochs = self.adversary.epochs(job.client_id, job.round, epochs)
+        self.load(job.client_id, start, job.round, job.turn, own)
         self.protection.begin(module, state, downlink, job.round)
         again = (job.attempt,) if job.attempt else ()
-        loss = self._fit(self.config.local_epochs, ("fit", *again), ("batches", *again), job.round)
+        loss = self._fit(epochs, ("fit", *again), ("batches", *again), job.round, own)
         update, kept = self.method.finish(module, state, downlink, self.about(job.client_id).train_examples)
         if self.config.share_momentum:
             update = replace(update, extras={**update.extras, **module.momentum()})
         _require_finite([*module.tensors().values(), *update.extras.values()])
         self.protection.check(module, downlink, start, update)
         update, noise_std = self.protection.protect(module, update, job.round)
+        if self.reports:
+            update = replace(update, extras={**update.extras, **self._report(own)})
+        if self.adversary is not None:  # last of all: an attacker keeps to no protocol
+            update = self.adversary.upload(update, downlink, job.round)
+            _require_finite(update.parameters.values())
         return Trained(update, loss, time.perf_counter() - began, noise_std), kept
+
+    @torch.no_grad()
+    def _report(self, own: ClientData) -> dict[str, Tensor]:
+        """The mean weights [K + 1] of the gate on the client's training images; nothing without a gate over experts."""
+        generator, total = torch_generator(self.seed, "report", own.client_id), torch.zeros(())
+        for features, labels in own.training_batches(BATCH, generator):
+            found = self._analyse(features).get("attention")
+            if found is None:
+                return {}
+            total = total + len(labels) * found.cpu().double()
+        return {ATTENTION: (total / len(own.train_labels)).float()}
 
     @torch.no_grad()
     def score(self, job: ScoreJob, state: ClientState) -> Scored:
@@ -136,6 +163,9 @@ class ClientWork:
         sums |= self._right_and_all("validation", own.validation_features, own.validation_labels)
         if self.config.evaluate_others:
             sums |= self._right_and_all("others", *self.data.others_test(job.client_id))
+        if self.adversary is not None and self.adversary.attack.measured:
+            features = self.adversary.test_features(own)
+            sums["attack"] = self.adversary.success(features, own.test_labels, self._logits, BATCH)
         return Scored(job.client_id, correct, total, sums, failed)
 
     def _right_and_all(self, name: str, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -163,31 +193,34 @@ class ClientWork:
         """
         loadout = self.method.inference(state, job.downlink)
         self.load(job.client_id, loadout, job.round)
-        epochs = self.method.fine_tune_epochs
-        if epochs and self.about(job.client_id).train_examples:
+        epochs, own = self.method.fine_tune_epochs, self.data.client(job.client_id)
+        if epochs and len(own.train_labels):
             try:
                 with torch.enable_grad():
-                    self._fit(epochs, ("fine-tune",), ("fine-tune batches",), job.round)
+                    self._fit(epochs, ("fine-tune",), ("fine-tune batches",), job.round, own)
                     _require_finite(self.module.tensors().values())
             except ClientFailure:
                 self.load(job.client_id, loadout, job.round)
                 raise
         return loadout
 
-    def load(self, client_id: int, loadout: Loadout, round: int, turn: int = 0) -> None:
-        """Turn the module into a client in a round, after ``turn`` local fits of the federation."""
+    def load(self, client_id: int, loadout: Loadout, round: int, turn: int = 0, own: ClientData | None = None) -> None:
+        """Turn the module into a client in a round, after ``turn`` local fits of the federation; ``own`` is in place of
+        the client's data."""
         progress = 0.0  # also for a client that joins after the last round: its schedule starts from the beginning
         if 1 <= round <= self.config.rounds:
             progress = (round - 1) / self.config.rounds
-        self.module.load(client_id, loadout, progress, self.data.client(client_id), turn)
+        self.module.load(client_id, loadout, progress, own or self.data.client(client_id), turn)
 
-    def _fit(self, epochs: int, draws: tuple[str | int, ...], order: tuple[str | int, ...], round: int) -> float:
-        """Fit the client that the module holds; returns the mean loss of its steps. ``draws`` and ``order`` are the
-        keys of the seeds for the loss and for the batches."""
+    def _fit(
+        self, epochs: int, draws: tuple[str | int, ...], order: tuple[str | int, ...], round: int, own: ClientData
+    ) -> float:
+        """Fit the client that the module holds to data; returns the mean loss of its steps. ``draws`` and ``order`` are
+        the keys of the seeds for the loss and for the batches."""
         client_id = self.module.client_id
         torch.manual_seed(derive(self.seed, *draws, round, client_id))  # for methods that draw in their loss
         generator = torch_generator(self.seed, *order, round, client_id)
-        batches = self.data.client(client_id).training_batches(self.config.batch_size, generator, self.config.drop_last)
+        batches = own.training_batches(self.config.batch_size, generator, self.config.drop_last)
         trainer = light_trainer(self.runtime, max_epochs=epochs)
         try:
             trainer.fit(self.module, batches)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedmoe.client.counts import BINS
+from fedmoe.client.work import ATTENTION
 from fedmoe.errors import printable
 from fedmoe.protocol.records import About, Failed, Scored, Trained, Update
 from fedmoe.protocol.wire import from_bytes
@@ -29,10 +30,11 @@ class Checks:
     Args:
         shared: the initial values of the parameters that clients may upload.
         num_classes: C.
+        most_weights: the largest length of the gate's weights that clients are asked for; 0 where they are not.
     """
 
-    def __init__(self, shared: Mapping[str, Tensor], num_classes: int) -> None:
-        self.shared, self.num_classes = shared, num_classes
+    def __init__(self, shared: Mapping[str, Tensor], num_classes: int, most_weights: int = 0) -> None:
+        self.shared, self.num_classes, self.most_weights = shared, num_classes, most_weights
         size = sum(tensor.numel() * tensor.element_size() for tensor in shared.values())
         self.most_bytes = size + 8 * num_classes**2 + _OVERHEAD
 
@@ -48,8 +50,12 @@ class Checks:
             raise ValueError("it is another client's")
         if type(update.num_examples) is not int or update.num_examples != about.train_examples:
             raise ValueError(f"it counts {update.num_examples!r} examples, but the client said {about.train_examples}")
-        if update.extras:
-            raise ValueError("it holds extras, which nobody asked for")
+        for name, extra in _tensors(update.extras).items():
+            if name != ATTENTION or not self.most_weights:
+                raise ValueError("it holds extras, which nobody asked for")
+            if extra.ndim != 1 or not 0 < len(extra) <= self.most_weights or extra.dtype != torch.float32:
+                raise ValueError(f"its gate's weights are {extra.dtype} of shape {list(extra.shape)}")
+            _finite(name, extra)
         for name, tensor in _tensors(update.parameters).items():
             like = self.shared.get(name)
             if like is None:
@@ -111,6 +117,7 @@ class Checks:
             "calibration": (torch.float64, (BINS, 3)),
             "validation": (torch.int64, (2,)),
             "others": (torch.int64, (2,)),
+            "attack": (torch.int64, (2,)),
         }
 
     def _sized(self, data: bytes) -> bytes:

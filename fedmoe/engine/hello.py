@@ -55,6 +55,7 @@ def identity(work: ClientWork) -> dict[str, str]:
         "federation": _digest(course),
         "optim": _digest(asdict(optim)),
         "privacy": _digest(getattr(work.protection, "config", None)),
+        "screening": _digest(work.reports),
         "start": start.hexdigest(),
     }
 

@@ -60,6 +60,11 @@ def build_fleet(work: ClientWork, config: EngineConfig) -> Fleet:
             "federation.evaluate_others is true, but engine.kind is 'flower': a site has no test images of other "
             "clients; valid is in_process or flower_simulation, or federation.evaluate_others = false."
         )
+    if config.kind == "flower" and work.adversary is not None:
+        raise UserError(
+            f"attack is {type(work.adversary.attack).__name__}, but engine.kind is 'flower': attacks are simulated, "
+            "and no real site is told to attack; valid is in_process or flower_simulation, or attack = null."
+        )
     return _KINDS[config.kind](work, config)
 
 

@@ -45,7 +45,7 @@ class RemoteFleet:
     ) -> None:
         self.work, self.line, self.config, self.window, self.trusted = work, line, config, window, trusted
         classes = len(work.module.prompts.class_names)
-        self.checks = Checks(work.module.shared_start(), classes)
+        self.checks = Checks(work.module.shared_start(), classes, work.config.clients if work.reports else 0)
         self._crossed: dict[str, float] = {}
         self._expected = identity(work)
         self._known: dict[int, Introduction] = {}

@@ -20,7 +20,7 @@ from fedmoe.data.validation import split_clients
 from fedmoe.errors import UserError
 from fedmoe.features.encoders import clip_encoder, extract_dataset, plain_inputs
 from fedmoe.features.extraction import Encoder
-from fedmoe.features.views import OnlineViews, ViewInputs
+from fedmoe.features.views import OnlineViews, Stamp, ViewInputs
 
 if TYPE_CHECKING:
     from fedmoe.models.clip import FrozenCLIP
@@ -231,12 +231,13 @@ def prepare(
     *,
     views: ViewsConfig | None = None,
     encoder: Encoder | None = None,
+    stamp: Stamp | None = None,
 ) -> FederatedData:
     """Partition the data set, then extract the features of both splits or read them from the cache.
 
     ``progress(done, total)`` counts the images of both splits together. ``views`` are of the training images; none is
-    the default. ``encoder`` makes another kind of features than CLIP's pooled ones. Mistakes in the settings are told
-    before any image is encoded.
+    the default. ``encoder`` makes another kind of features than CLIP's pooled ones. ``stamp`` is put on the
+    images of both splits. Mistakes in the settings are told before any image is encoded.
 
     Raises:
         UserError: as ``partition_dataset`` and ``extract_features``.
@@ -251,7 +252,7 @@ def prepare(
                 "other images' and nothing can be chosen by them; valid is 0."
             )
         clients, held = split_clients(clients, dataset.train.labels, federation.validation, seed)
-    train, test = extract_dataset(dataset, clip, features, views, progress, encoder)
+    train, test = extract_dataset(dataset, clip, features, views, progress, encoder, stamp)
     plain = None
     if held is not None and views.kind != "none":  # validation images, like test images, have no augmentation
         plain = extract_dataset(dataset, clip, features, None, progress, encoder)[0].values

@@ -23,7 +23,7 @@ from fedmoe.data.base import DataSet, Split
 from fedmoe.errors import some
 from fedmoe.features.cache import FeatureCache
 from fedmoe.features.extraction import Encoder, Extraction, ImageReader, Progress
-from fedmoe.features.views import Inputs, PlainInputs, ReadOnlyInputs, ViewInputs
+from fedmoe.features.views import Inputs, PlainInputs, ReadOnlyInputs, Stamp, Stamped, ViewInputs
 from fedmoe.models.image_tower import ImageTower
 from fedmoe.models.spatial import SpatialEncoder
 
@@ -161,9 +161,13 @@ def describe(encoder: Encoder, inputs: Inputs, key_parts: Sequence[str], count: 
     }
 
 
-def plain_inputs(dataset: DataSet, clip: FrozenCLIP) -> PlainInputs:
-    """The data set's images, as its ``transform`` makes them from CLIP's preprocessing."""
-    return PlainInputs(dataset.transform(clip.preprocess), dataset.transform_key())
+def plain_inputs(dataset: DataSet, clip: FrozenCLIP, stamp: Stamp | None = None) -> PlainInputs:
+    """The data set's images, as its ``transform`` makes them from CLIP's preprocessing; ``stamp`` puts something on
+    the images first, and its repr tells one from another."""
+    transform = dataset.transform(clip.preprocess)
+    if stamp is None:
+        return PlainInputs(transform, dataset.transform_key())
+    return PlainInputs(Stamped(transform, stamp), f"{dataset.transform_key()}, stamped")
 
 
 def extract_dataset(
@@ -173,6 +177,7 @@ def extract_dataset(
     views: ViewsConfig | None = None,
     progress: Progress | None = None,
     encoder: Encoder | None = None,
+    stamp: Stamp | None = None,
 ) -> tuple[Features, Features]:
     """The features of the training and of the test split, as a run with these settings needs them.
 
@@ -183,7 +188,7 @@ def extract_dataset(
         UserError: as ``extract_features``.
     """
     views = views or ViewsConfig()
-    plain, encoder = plain_inputs(dataset, clip), encoder or clip_encoder(clip)
+    plain, encoder = plain_inputs(dataset, clip, stamp), encoder or clip_encoder(clip)
     total = len(dataset.train) + len(dataset.test)
 
     def part(name: str, before: int, used: Encoder, inputs: Inputs) -> Features:

@@ -30,6 +30,7 @@ from fedmoe.seeds import torch_generator
 RATIO = (3 / 4, 4 / 3)  # smallest and largest width / height of a crop, torchvision's default
 _TRIES = 10
 Transform = Callable[[Image.Image], Tensor]
+Stamp = Callable[[Image.Image], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,17 @@ class PlainInputs:
             "probe": digest(self(_test_image(), 0)),
             "views": None,
         }
+
+
+@dataclass(frozen=True)
+class Stamped:
+    """A transform of images on which something is put first, such as a backdoor's trigger."""
+
+    transform: Transform
+    stamp: Stamp
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.transform(self.stamp(image))
 
 
 @dataclass(frozen=True)

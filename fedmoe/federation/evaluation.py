@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from fedmoe.defences.guard import Defences
 from fedmoe.federation.accuracy import mean_per_domain, quality, summarize
 from fedmoe.federation.fleet import Fleet
+from fedmoe.federation.under_attack import attack_numbers
 from fedmoe.protocol.method import Method
 from fedmoe.protocol.records import Downlink, RoundContext, Scored, ScoreJob
 from fedmoe.runs.records import ClientScore
@@ -37,6 +39,7 @@ class Evaluation:
     confusion: list[list[int]] = field(default_factory=list)  # over all clients, true classes in rows
     accuracy_others: dict[str, float] | None = None  # as accuracy, on classes that the client does not train on
     gate: dict[str, float] | None = None  # runs.records.GateNumbers, means over the clients that have them
+    attack: dict[str, float] | None = None  # runs.records.AttackNumbers; None where nobody attacks
 
 
 def evaluate(
@@ -47,20 +50,28 @@ def evaluate(
     num_clients: int,
     clients: Collection[int] | None = None,
     sampled: bool = False,
+    *,
+    defences: Defences | None = None,
+    attackers: Collection[int] = (),
 ) -> Evaluation:
     """Evaluate every client (or those in ``clients``) on its own test split; one without test examples is left out.
 
     There is a score of each client; if ``clients`` are a sample, of each client in it.
+
+    Args:
+        defences: what clients may get of each other's; None: everything.
+        attackers: clients that attack, for the record.
     """
     chosen = range(num_clients) if clients is None else sorted(clients)
     listed = chosen if sampled else range(num_clients)
     about = {i: fleet.about(i) for i in listed}
     asked = [i for i in chosen if about[i].test_examples]
+    served = (defences or Defences()).served(server)
     sent: dict[int, tuple[tuple[int, ...], int]] = {}
 
     def jobs() -> Iterator[ScoreJob]:
         for client_id in asked:
-            downlink: Downlink = method.deploy(server, client_id, context)
+            downlink: Downlink = method.deploy(served.to(client_id), client_id, context)
             sent[client_id] = (downlink.expert_ids, downlink.nbytes)
             yield ScoreJob(client_id, context.round, server.known(client_id).version, downlink)
 
@@ -107,6 +118,7 @@ def evaluate(
         confusion.tolist(),
         _summary([score.accuracy_others / 100 for score in scores if score.accuracy_others is not None]),
         _means([score.gate for score in scores if score.gate is not None]),
+        attack_numbers(inorder, {i: ids for i, (ids, _) in sent.items()}, attackers) if attackers else None,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedmoe.config import FederationConfig
+from fedmoe.defences.guard import Defences
 from fedmoe.errors import UserError
 from fedmoe.federation.accuracy import summarize
 from fedmoe.federation.evaluation import evaluate
@@ -32,7 +33,13 @@ class LateScores:
 
 
 def score_late_clients(
-    fleet: Fleet, method: Method, server: ServerState, config: FederationConfig, done: RoundContext, rounds: int
+    fleet: Fleet,
+    method: Method,
+    server: ServerState,
+    config: FederationConfig,
+    done: RoundContext,
+    rounds: int,
+    defences: Defences | None = None,
 ) -> LateScores:
     """Score the late clients on their own test splits, before and after each joins by itself.
 
@@ -45,23 +52,26 @@ def score_late_clients(
     Raises:
         UserError: a client's training fails, or no late client has test examples.
     """
-    late = list(range(config.participants, config.clients))
-    before = evaluate(fleet, method, server, done, config.clients, late)
+    guard, late = defences or Defences(), list(range(config.participants, config.clients))
+    before = evaluate(fleet, method, server, done, config.clients, late, defences=guard)
     after: list[float] = []
     for client_id in late:
         joined, last = server.copy(), done.round
         for _ in range(rounds if config.rounds else 0):
             last += 1
-            _train_alone(fleet, method, joined, client_id, RoundContext(last, (client_id,), done.seed))
+            _train_alone(fleet, method, joined, client_id, RoundContext(last, (client_id,), done.seed), guard)
         context = RoundContext(last, done.cohort, done.seed)
-        score = evaluate(fleet, method, joined, context, config.clients, [client_id]).clients[client_id]
+        one = evaluate(fleet, method, joined, context, config.clients, [client_id], defences=guard)
+        score = one.clients[client_id]
         after.append(score.correct / score.total if score.total else float("nan"))
     return LateScores(late, rounds, config.local_epochs, before.accuracy, summarize(after))
 
 
-def _train_alone(fleet: Fleet, method: Method, server: ServerState, client_id: int, context: RoundContext) -> None:
+def _train_alone(
+    fleet: Fleet, method: Method, server: ServerState, client_id: int, context: RoundContext, guard: Defences
+) -> None:
     """A round of a single client, whose upload is admitted but not averaged."""
-    downlink = method.configure(server, client_id, context)
+    downlink = method.configure(guard.served(server).to(client_id), client_id, context)
     known = server.known(client_id)
     order = TrainJob(client_id, context.round, known.version, downlink, turn=known.rounds_seen)
     for job, trained in fleet.train([order]):

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fedmoe.client.module import ClientModule
 from fedmoe.client.work import BATCH
+from fedmoe.defences.guard import Defences
 from fedmoe.features.client_data import FeatureBatches
 from fedmoe.federation.accuracy import summarize
 from fedmoe.federation.fleet import LocalFleet
@@ -64,18 +65,20 @@ def score_classes(
     context: RoundContext,
     base: TestImages,
     novel: TestImages,
+    defences: Defences | None = None,
 ) -> ClassScores:
     """Score every client that takes part in rounds on its own, on the base, and on the novel classes.
 
     Args:
         fleet: the run's clients, whose module knows the base classes.
         novel_module: a module of the same method with the novel class names.
+        defences: what clients may get of each other's; None: everything.
     """
-    work = fleet.work
+    work, served = fleet.work, (defences or Defences()).served(server)
     own_scores, local_scores, base_scores, novel_scores = [], [], [], []
     for client_id in range(work.config.participants):
         data, version = work.data.client(client_id), server.known(client_id).version
-        downlink = work.method.deploy(server, client_id, context)
+        downlink = work.method.deploy(served.to(client_id), client_id, context)
         loadout = work.ready(ScoreJob(client_id, context.round, version, downlink), fleet.kept.get(client_id, version))
         classes = data.train_labels.unique()  # ascending
         mine = torch.isin(data.test_labels, classes)

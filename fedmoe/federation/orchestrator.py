@@ -19,6 +19,7 @@ from torch import Tensor
 from fedmoe.client.module import MOMENTUM
 from fedmoe.client.work import ClientFailure
 from fedmoe.config import FederationConfig
+from fedmoe.defences.guard import Defences
 from fedmoe.errors import UserError
 from fedmoe.federation.accuracy import standard_error
 from fedmoe.federation.callbacks import Callback
@@ -45,6 +46,8 @@ class Federation:
             clients nor an interruption changes a bit.
         callbacks: called in this order.
         privacy: keeps account of the privacy budget; None: uploads are not protected.
+        defences: the server's against bad clients; None: it trusts everybody.
+        attackers: clients that attack, for the record alone: neither server nor method sees it.
         clients: the contents of partition.json, for callbacks.
         name: the data set's name, for callbacks.
     """
@@ -59,6 +62,8 @@ class Federation:
         seed: int = 0,
         callbacks: Sequence[Callback] = (),
         privacy: Privacy | None = None,
+        defences: Defences | None = None,
+        attackers: frozenset[int] = frozenset(),
         clients: dict[str, Any] | None = None,
         name: str = "",
     ) -> None:
@@ -68,6 +73,7 @@ class Federation:
         self._lost: set[int] = set()  # clients that have lost their state in the current round
         self.callbacks = callbacks
         self.privacy = privacy or Privacy(None, config, seed)
+        self.defences, self.attackers = defences or Defences(), attackers
         self.clients, self.name = clients or {}, name
 
     def meet(self) -> None:
@@ -126,7 +132,8 @@ class Federation:
         for update in updates:  # step 5
             self.method.admit(server, update)
         if updates:
-            self.method.aggregate(server, updates, context)
+            self.method.aggregate(server, self.defences.combine(server, updates), context)
+            self.defences.learn(server, updates, {i: known for i, (_, known) in trained.items()})
         server.clients.update({client_id: known for client_id, (_, known) in trained.items()})
         for client_id in self._lost & server.clients.keys():
             del server.clients[client_id]  # it begins anew
@@ -155,7 +162,8 @@ class Federation:
         sampled = bool(context.cohort) and context.round < self.config.rounds and asked != "all"
         if sampled:
             participants = context.cohort if asked == "cohort" else self._sample(int(asked), context.round)
-        return evaluate(self.fleet, self.method, self.server, context, self.config.clients, participants, sampled)
+        place = (self.fleet, self.method, self.server, context, self.config.clients, participants, sampled)
+        return evaluate(*place, defences=self.defences, attackers=self.attackers)
 
     def _sample(self, count: int, round: int) -> Sequence[int]:
         number = self.config.participants
@@ -176,6 +184,7 @@ class Federation:
         seconds, began = {"train": 0.0, "evaluate": 0.0}, time.perf_counter()
         self._lost = set()
         attempts = 1 + (self.config.retries if self.config.on_failure == "retry" else 0)
+        served = self.defences.served(server)
         waiting = deque((client_id, 0) for client_id in self.order(context.cohort))
         trained: dict[int, tuple[Trained, Known]] = {}
         record.bytes = {"down": 0, "up": 0, "evaluate_down": 0}
@@ -184,7 +193,8 @@ class Federation:
             while waiting:
                 client_id, attempt = waiting.popleft()
                 self._call("on_client_start", self, context, client_id)
-                downlink = self.method.configure(server, client_id, context)
+                now = self.defences.served(server) if self.serial else served
+                downlink = self.method.configure(now.to(client_id), client_id, context)
                 if self.config.share_momentum:
                     momentum = {name: held for name, held in server.extras.items() if name.startswith(MOMENTUM)}
                     downlink = replace(downlink, extras={**downlink.extras, **momentum})
@@ -273,6 +283,7 @@ class Federation:
         record.metrics = {**record.metrics, **evaluation.metrics}
         record.validation, record.quality = evaluation.validation, evaluation.quality
         record.accuracy_others, record.gate = evaluation.accuracy_others, evaluation.gate
+        record.attack = evaluation.attack
         self._call("on_evaluation_end", self, evaluation)
 
     def _drift(self, updates: Sequence[Update]) -> float | None:

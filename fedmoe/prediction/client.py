@@ -79,7 +79,8 @@ def restore_client(
     restore(federation, state, folder)
     fleet, server = federation.fleet, federation.server
     assert isinstance(fleet, LocalFleet)
-    downlink = method.deploy(server, client_id, RoundContext(state.round, (), session.experiment.seed))
+    served = federation.defences.served(server).to(client_id)
+    downlink = method.deploy(served, client_id, RoundContext(state.round, (), session.experiment.seed))
     job = ScoreJob(client_id, state.round, server.known(client_id).version, downlink)
     try:
         fleet.work.ready(job, fleet.kept.get(client_id, job.version))

@@ -52,22 +52,31 @@ _FURTHER: Mapping[str, tuple[str, str, str]] = {  # group and key in a round's r
     "gate's\nentropy": ("gate", "entropy", "{:.4f}"),
     "largest\nweight": ("gate", "top_share", "{:.4f}"),
     "experts\ncontribute": ("gate", "expert_contribution", "{:+.2f}"),
+    "honest\nclients": ("attack", "honest_accuracy", "{:.2f}"),
+    "attackers": ("attack", "attackers_accuracy", "{:.2f}"),
+    "attack's\nsuccess": ("attack", "success", "{:.2f}"),
+    "attackers as\nexperts": ("attack", "expert_share", "{:.2f}"),
 }
 _MEANINGS = {
     "others'\nclasses": "others' classes: accuracy in % on test images of classes that the client does not train on.",
     "gate's\nentropy": "gate's entropy: of an image's weights over the experts, 1 if all are equal.",
+    "honest\nclients": "honest clients, attackers: mean accuracy of each in %, own test splits.",
+    "attack's\nsuccess": "attack's success: % of honest clients' test images, of those that it aims at.",
+    "attackers as\nexperts": "attackers as experts: their share of the experts that honest clients predict with, %.",
     "experts\ncontribute": "experts contribute: accuracy minus that with the local expert in their place, points.",
 }
 
 
 def _further(records: Sequence[RoundRecord]) -> tuple[str, ...]:
     """The further columns that any of the rounds has a number for."""
-    return tuple(name for name, (group, _, _) in _FURTHER.items() if any(getattr(record, group) for record in records))
+    return tuple(
+        name for name, (group, key, _) in _FURTHER.items() if any(key in (getattr(r, group) or {}) for r in records)
+    )
 
 
 def _cells(record: RoundRecord, columns: Sequence[str]) -> list[str]:
     found = [(getattr(record, group), key, form) for group, key, form in map(_FURTHER.__getitem__, columns)]
-    return [form.format(numbers[key]) if numbers else NONE for numbers, key, form in found]
+    return [form.format(numbers[key]) if numbers and key in numbers else NONE for numbers, key, form in found]
 
 
 def _meanings(columns: Sequence[str]) -> list[str]:

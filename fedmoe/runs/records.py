@@ -74,6 +74,12 @@ GateNumbers = Annotated[dict[str, Number], _with_keys("entropy", "entropy_p10", 
 largest weight, all in [0, 1]; accuracy with the experts minus that with the local one in their place, in points."""
 
 
+AttackNumbers = Annotated[dict[str, Number], _with_keys("honest_accuracy")]
+"""What an attack does, in percent: mean accuracy over the honest clients (``honest_accuracy``) and over the attackers
+(``attackers_accuracy``), share of the honest clients' test images on which it succeeds, of those on which it could
+(``success``), and attackers' share of honest clients' experts (``expert_share``); the last three where there are."""
+
+
 class RoundRecord(Record):
     """One line of rounds.jsonl: a finished round; round 0 is the state before training."""
 
@@ -97,10 +103,12 @@ class RoundRecord(Record):
     # As accuracy, on test images of classes that the client itself does not train on.
     accuracy_others: Annotated[dict[str, Number], _with_keys("mean", "std")] | None = None
     gate: GateNumbers | None = None  # means over the clients with a gate over experts
+    attack: AttackNumbers | None = None  # where clients attack
     line: dict[str, Number] = {}  # clients elsewhere: messages, their bytes down and up, seconds trained and waited
 
     LATER = frozenset(
         {"evaluated", "failed", "privacy", "metrics", "validation", "quality", "accuracy_others", "gate", "line"}
+        | {"attack"}
     )
 
     @model_validator(mode="after")
@@ -199,10 +207,12 @@ class Summary(Record):
     last_five: dict[str, Number] | None = None  # mean accuracy over clients, mean of the last ``rounds`` evaluated
     best_by_validation: dict[str, Number] | None = None  # round, its validation and its test accuracy; null without
     quality: dict[str, Number] | None = None
+    attack: AttackNumbers | None = None
+    attackers: list[Integer] = []  # clients that attack
     provenance: dict[str, Any] | None = None
     versions: dict[str, Any]
 
-    LATER = frozenset({"last_five", "best_by_validation", "quality", "provenance"}) | frozenset(
+    LATER = frozenset({"last_five", "best_by_validation", "quality", "attack", "attackers", "provenance"}) | frozenset(
         {"accuracy", "accuracy_per_domain", "seconds", "bytes_down", "bytes_up", "bytes_evaluate_down"}
         | {"failed_clients", "privacy"}
     )

@@ -37,6 +37,10 @@ METRICS: Mapping[str, str] = {
     "gate/entropy_p10": "10th percentile over a client's images of that entropy, mean over clients",
     "gate/top_share": "largest of an image's weights over the experts; mean over images, then clients",
     "gate/expert_contribution": "accuracy minus that with the local expert in the others' place, percentage points",
+    "attack/honest_accuracy": "accuracy/mean over the clients that do not attack, percent",
+    "attack/attackers_accuracy": "accuracy/mean over the clients that attack, percent",
+    "attack/success": "share of honest clients' test images on which the attack succeeds, of those it aims at; percent",
+    "attack/expert_share": "attackers' share of the experts that honest clients predict with, percent",
     "seconds/train": "seconds of local training",
     "seconds/evaluate": "seconds of the evaluation of all clients",
     "seconds/other": "seconds of the round outside training and evaluation",
@@ -83,7 +87,7 @@ def round_row(record: Mapping[str, Any], num_clients: int) -> Row:
     groups = {"accuracy": record["accuracy"] or {}, "attention": record["attention"] or {}}
     groups["privacy"] = record.get("privacy") or {}
     groups |= {"seconds": record["seconds"], "bytes": record["bytes"], "train": {}, "clients": {}}
-    groups |= {name: record.get(name) or {} for name in ("quality", "accuracy_others", "gate")}
+    groups |= {name: record.get(name) or {} for name in ("quality", "accuracy_others", "gate", "attack")}
     groups["validation"] = {f"accuracy/{key}": value for key, value in (record.get("validation") or {}).items()}
     own = {
         "round": record["round"],
