@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from streams import stream
 
 from fedmoe.server.aggregation import weighted_mean, weighted_means
-from fedmoe.server.experts import farthest_experts, nearest_experts, random_experts
+from fedmoe.server.experts import random_experts
 from fedmoe.server.sampling import sample_cohort
+from fedmoe.server.search import farthest_experts, nearest_experts
 from fedmoe.server.state import Known, ServerState
 
 

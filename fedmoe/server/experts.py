@@ -31,32 +31,6 @@ Assignment = Callable[["ServerState", int, int, Seeds], Experts]
 """(server, client with an entry in the pool, K, place of the draw) -> experts."""
 
 
-def nearest_experts(pool: Mapping[int, Tensor], client_id: int, count: int) -> list[int]:
-    """The K prompts nearest in l2 to the client's own pool entry, without itself; nearest first, ties by client id.
-
-    Fewer if the pool has fewer (Algorithm 1, step 3). Distances are sums of squared differences in float64.
-    """
-    return _by_distance(pool, client_id)[:count]
-
-
-def farthest_experts(pool: Mapping[int, Tensor], client_id: int, count: int) -> list[int]:
-    """The K prompts farthest in l2 from the client's own pool entry; farthest first, ties by client id."""
-    return _by_distance(pool, client_id, descending=True)[:count]
-
-
-def _by_distance(pool: Mapping[int, Tensor], client_id: int, descending: bool = False) -> list[int]:
-    """All other clients, ordered by the distance of their prompts from the client's; ties by client id."""
-    import torch
-
-    others = sorted(other for other in pool if other != client_id)
-    if not others:
-        return []
-    own = pool[client_id].double()
-    distances = torch.stack([(pool[other].double() - own).square().sum() for other in others])
-    order = torch.sort(distances, stable=True, descending=descending).indices
-    return [others[i] for i in order.tolist()]
-
-
 def random_experts(pool: Mapping[int, Tensor], client_id: int, count: int, seed: Seeds = (0,)) -> list[int]:
     """K other clients of the pool, drawn uniformly without replacement, anew for each place."""
     others = sorted(other for other in pool if other != client_id)

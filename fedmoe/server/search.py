@@ -1,6 +1,6 @@
 """Which prompts of a pool are nearest to one of them, exactly, without computing every distance in float64.
 
-The order is defined by sums of squared differences in float64, ties by client id (``experts.nearest_experts``). The
+The order is defined by sums of squared differences in float64, ties by client id (``nearest_experts``). The
 search keeps the pool's prompts as rows of one float32 matrix, takes |x|^2 + |y|^2 - 2 x y from one product with it, and
 computes in float64 only those distances that the rounding of that product leaves in question.
 """
@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from operator import is_
 from typing import TYPE_CHECKING
 
-from fedmoe.server.experts import farthest_experts, nearest_experts
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -21,6 +19,32 @@ _BLOCK = 64  # products for as many clients at a time, where they are asked for 
 _ROUNDING = 2.0**-24  # half the distance from 1 to the next float32
 _UNDERFLOW = 1e-37  # absolute; above what a float32 that is too small for its full precision loses
 _SLACK = 1e-9  # relative; far above the rounding of float64 in sums of a million terms
+
+
+def nearest_experts(pool: Mapping[int, Tensor], client_id: int, count: int) -> list[int]:
+    """The K prompts nearest in l2 to the client's own pool entry, without itself; nearest first, ties by client id.
+
+    Fewer if the pool has fewer (Algorithm 1, step 3). Distances are sums of squared differences in float64.
+    """
+    return _by_distance(pool, client_id)[:count]
+
+
+def farthest_experts(pool: Mapping[int, Tensor], client_id: int, count: int) -> list[int]:
+    """The K prompts farthest in l2 from the client's own pool entry; farthest first, ties by client id."""
+    return _by_distance(pool, client_id, descending=True)[:count]
+
+
+def _by_distance(pool: Mapping[int, Tensor], client_id: int, descending: bool = False) -> list[int]:
+    """All other clients, ordered by the distance of their prompts from the client's; ties by client id."""
+    import torch
+
+    others = sorted(other for other in pool if other != client_id)
+    if not others:
+        return []
+    own = pool[client_id].double()
+    distances = torch.stack([(pool[other].double() - own).square().sum() for other in others])
+    order = torch.sort(distances, stable=True, descending=descending).indices
+    return [others[i] for i in order.tolist()]
 
 
 class PoolSearch:
