@@ -319,12 +319,19 @@ def test_classes(arg, parts, capsys):
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        ([], ["No command", "fit, evaluate, predict, export, import, report, compare, partition, features, client, "]),
+        (
+            [],
+            [
+                "No command",
+                "fit, search, evaluate, predict, export, import, report, compare, partition, features, client, ",
+            ],
+        ),
         (
             ["fti"],
             [
                 "'fti' is not a command",
-                "fit, evaluate, predict, export, import, report, compare, partition, features, client, engine, data, ",
+                "fit, search, evaluate, predict, export, import, report, compare, partition, features, client, "
+                "engine, data, ",
                 "did you mean 'fit'?",
             ],
         ),

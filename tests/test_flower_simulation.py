@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -198,9 +199,24 @@ def processes_of(group: int) -> list[int]:
     return [int(pid) for pid, pgid, stat in rows if int(pgid) == group and not stat.startswith("Z")]
 
 
-def test_through_the_command_line_and_nothing_is_left_behind(tmp_path: Path) -> None:
-    scratch = tmp_path / "scratch"
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder for temporary files, with a path short enough for sockets."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_a_path_too_long_for_a_socket_is_one_sentence(tmp_path: Path) -> None:
+    scratch = tmp_path / ("long" * 25)
     scratch.mkdir()
+    run = fit(tmp_path, "--engine.kind=flower_simulation", env={**os.environ, "TMPDIR": str(scratch)})
+    said = run.communicate()[0]
+    assert run.returncode == 2
+    assert "Traceback" not in said
+    assert f"Error: The folder for temporary files, {scratch}, has too long a path" in said
+
+
+def test_through_the_command_line_and_nothing_is_left_behind(tmp_path: Path, scratch: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(scratch)}
     here = fit(tmp_path, "--output.name=here")
     assert here.wait() == 0, here.communicate()[0]

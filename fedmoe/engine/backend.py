@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -46,6 +47,13 @@ class ForkBackend(Backend):
         try:
             for number in range(self.workers):
                 self._start(number)
+        except OSError as error:
+            if "AF_UNIX" not in str(error):
+                raise
+            raise UserError(
+                f"The folder for temporary files, {tempfile.gettempdir()}, has too long a path for the workers' socket; "
+                "valid is a shorter one, which the environment variable TMPDIR names."
+            ) from error
         finally:
             del os.environ[PRELOAD]
 
