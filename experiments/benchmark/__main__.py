@@ -16,6 +16,7 @@ from rich.console import Console
 
 from experiments.benchmark.protocols import load_protocol, names
 from experiments.benchmark.scores import check_scores, evaluate
+from experiments.exits import exit_code
 from experiments.reproduce.__main__ import _count, machine
 from fedmoe.errors import UserError
 
@@ -93,14 +94,7 @@ def _command(options: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one protocol; the exit code."""
-    try:
-        return benchmark(parse(arguments), Console())
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted; the same command again goes on.", file=sys.stderr)
-        return 130
+    return exit_code(lambda: benchmark(parse(arguments), Console()))
 
 
 if __name__ == "__main__":

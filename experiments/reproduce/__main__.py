@@ -19,10 +19,10 @@ from typing import Any, get_args, get_type_hints
 
 from rich.console import Console
 
+from experiments.exits import exit_code
 from experiments.reproduce.manifest import load_manifest, names
 from experiments.reproduce.regimes import load_regimes, regime_names
 from fedmoe.config import ClipConfig
-from fedmoe.errors import UserError
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -65,14 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.SIGTERM,
     ):  # SIGINT too: a shell's background job, and its runs, would ignore it
         signal.signal(number, _interrupt)
-    try:
-        return reproduce(parse(arguments), console)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted; the same command again goes on.", file=sys.stderr)
-        return 130
+    return exit_code(lambda: reproduce(parse(arguments), console))
 
 
 def reproduce(options: argparse.Namespace, console: Console) -> int:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from experiments.exits import exit_code
 from experiments.reproduce.__main__ import _count, machine
 from experiments.robustness.plan import METHODS, ROUNDS, Planned, plan
-from fedmoe.errors import UserError
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -81,15 +81,7 @@ def benchmark(options: argparse.Namespace, console: Console) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code."""
-    try:
-        benchmark(parse(arguments), Console())
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted; the same command again goes on.", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: benchmark(parse(arguments), Console()))
 
 
 if __name__ == "__main__":

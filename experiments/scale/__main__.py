@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from experiments.scale.setting import embedded
 from fedmoe import config
 from fedmoe.data import Digits
 from fedmoe.data.base import Split
 from fedmoe.data.partition import ClientIndices, Partition
-from fedmoe.experiment import Experiment, Session
+from fedmoe.experiment import Session
 from fedmoe.federation.callbacks import Callback, FederationView
 from fedmoe.methods import PFedMoAP
 from fedmoe.runs.records import RoundRecord
@@ -78,22 +79,7 @@ def measure(clients: int, rounds: int, engine: config.EngineConfig, cache: str) 
     federation = config.FederationConfig(
         clients=clients, participation=0.5 if clients <= 10 else 0.1, rounds=rounds, local_epochs=1
     )
-    experiment = Experiment(
-        seed=0,
-        clip=config.ClipConfig(architecture="fedmoe-tiny", pretrained="glyphs"),
-        prompt=config.PromptConfig(),
-        data=Digits(),
-        partition=InTurn(),
-        federation=federation,
-        optim=config.OptimConfig(prompt_lr=0.02, gating_lr=0.02),
-        features=config.FeatureConfig(cache_dir=cache),
-        views=config.ViewsConfig(),
-        privacy=config.PrivacyConfig(),
-        runtime=config.RuntimeConfig(threads=1),
-        engine=engine,
-        tracking=config.TrackingConfig(),
-        output=config.OutputConfig(),
-    )
+    experiment = embedded(Digits(), InTurn(), federation, cache, engine=engine)
     records = Records()
     run = Session(experiment, Console(quiet=True)).federation(PFedMoAP(num_experts=9), callbacks=[records])
     began = time.perf_counter()

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from experiments.scale.setting import embedded
 from fedmoe import config
 from fedmoe.data import Digits
 from fedmoe.data.base import RawData, Split
@@ -72,28 +73,15 @@ class InTurn(Partition):
 
 
 def experiment(clients: int, states: Any, cache: Path) -> Experiment:
-    return Experiment(
-        seed=0,
-        clip=config.ClipConfig(architecture="fedmoe-tiny", pretrained="glyphs"),
-        prompt=config.PromptConfig(),
-        data=ManyDigits(copies=-(-clients // 500)),
-        partition=InTurn(),
-        federation=config.FederationConfig(
-            clients=clients,
-            participation=COHORT / clients,
-            rounds=ROUNDS + 1,  # after the last one all clients would be evaluated
-            local_epochs=1,
-            evaluate_clients="cohort",
-        ),
-        optim=config.OptimConfig(prompt_lr=0.02, gating_lr=0.02),
-        features=config.FeatureConfig(cache_dir=str(cache)),
-        views=config.ViewsConfig(),
-        privacy=config.PrivacyConfig(),
-        runtime=config.RuntimeConfig(threads=1, client_states=states),
-        engine=config.EngineConfig(),
-        tracking=config.TrackingConfig(),
-        output=config.OutputConfig(),
+    federation = config.FederationConfig(
+        clients=clients,
+        participation=COHORT / clients,
+        rounds=ROUNDS + 1,  # after the last one all clients would be evaluated
+        local_epochs=1,
+        evaluate_clients="cohort",
     )
+    runtime = config.RuntimeConfig(threads=1, client_states=states)
+    return embedded(ManyDigits(copies=-(-clients // 500)), InTurn(), federation, cache, runtime)
 
 
 def all_have_trained(federation: Federation, gate: dict[str, torch.Tensor], store: StateStore) -> None:
