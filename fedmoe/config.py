@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fedmoe.errors import UserError
+from fedmoe.errors import require
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -20,11 +20,6 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, Mapping) and value
         flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return flat
-
-
-def _require(ok: bool, key: str, value: object, valid: str) -> None:
-    if not ok:
-        raise UserError(f"{key} is {value!r}; valid is {valid}.")
 
 
 @dataclass(frozen=True)
@@ -67,8 +62,8 @@ class PromptConfig:
     open_clip's own pass over all 77 tokens."""
 
     def __post_init__(self) -> None:
-        _require(self.length >= 1, "prompt.length", self.length, "an integer of at least 1")
-        _require(self.std >= 0, "prompt.std", self.std, "a number of at least 0")
+        require(self.length >= 1, "prompt.length", self.length, "an integer of at least 1")
+        require(self.std >= 0, "prompt.std", self.std, "a number of at least 0")
 
 
 @dataclass(frozen=True)
@@ -119,17 +114,17 @@ class FederationConfig:
         return self.clients - self.late_clients
 
     def __post_init__(self) -> None:
-        _require(self.clients >= 1, "federation.clients", self.clients, "an integer of at least 1")
-        _require(0 <= self.validation < 1, "federation.validation", self.validation, "a number in [0, 1)")
-        _require(0 < self.participation <= 1, "federation.participation", self.participation, "a number in (0, 1]")
-        _require(self.rounds >= 0, "federation.rounds", self.rounds, "an integer of at least 0")
+        require(self.clients >= 1, "federation.clients", self.clients, "an integer of at least 1")
+        require(0 <= self.validation < 1, "federation.validation", self.validation, "a number in [0, 1)")
+        require(0 < self.participation <= 1, "federation.participation", self.participation, "a number in (0, 1]")
+        require(self.rounds >= 0, "federation.rounds", self.rounds, "an integer of at least 0")
         for name in ("local_epochs", "batch_size", "evaluate_every", "retries"):
-            _require(getattr(self, name) >= 1, f"federation.{name}", getattr(self, name), "an integer of at least 1")
+            require(getattr(self, name) >= 1, f"federation.{name}", getattr(self, name), "an integer of at least 1")
         asked, least = self.evaluate_clients, isinstance(self.evaluate_clients, int) and self.evaluate_clients >= 2
-        _require(asked in ("all", "cohort") or least, "federation.evaluate_clients", asked, "all, cohort or at least 2")
+        require(asked in ("all", "cohort") or least, "federation.evaluate_clients", asked, "all, cohort or at least 2")
         late, choices = self.late_clients, ("drop", "retry", "stop")
-        _require(0 <= late < self.clients, "federation.late_clients", late, f"0 to {self.clients - 1}")
-        _require(self.on_failure in choices, "federation.on_failure", self.on_failure, "drop, retry or stop")
+        require(0 <= late < self.clients, "federation.late_clients", late, f"0 to {self.clients - 1}")
+        require(self.on_failure in choices, "federation.on_failure", self.on_failure, "drop, retry or stop")
 
 
 @dataclass(frozen=True)
@@ -156,12 +151,12 @@ class OptimConfig:
     not all methods work in it."""
 
     def __post_init__(self) -> None:
-        _require(self.optimizer in ("sgd", "adam"), "optim.optimizer", self.optimizer, "sgd or adam")
+        require(self.optimizer in ("sgd", "adam"), "optim.optimizer", self.optimizer, "sgd or adam")
         formats = ("float32", "float16")
-        _require(self.precision in formats, "optim.precision", self.precision, "float32 or float16")
+        require(self.precision in formats, "optim.precision", self.precision, "float32 or float16")
         for name in ("prompt_lr", "gating_lr", "weight_decay"):
-            _require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "a number of at least 0")
-        _require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "a number in [0, 1)")
+            require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "a number of at least 0")
+        require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "a number in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -183,14 +178,14 @@ class PrivacyConfig:
 
     def __post_init__(self) -> None:
         choices = ("none", "upload", "dpsgd")
-        _require(self.mechanism in choices, "privacy.mechanism", self.mechanism, "none, upload or dpsgd")
+        require(self.mechanism in choices, "privacy.mechanism", self.mechanism, "none, upload or dpsgd")
         for name, at_null in (("epsilon", "null for no noise"), ("clip", "null for no clipping")):
             value = getattr(self, name)
             ok = value is None or 0 < value < float("inf")
-            _require(ok, f"privacy.{name}", value, f"a finite number above 0, or {at_null}")
-        _require(0 < self.delta < 1, "privacy.delta", self.delta, "a number in (0, 1)")
+            require(ok, f"privacy.{name}", value, f"a finite number above 0, or {at_null}")
+        require(0 < self.delta < 1, "privacy.delta", self.delta, "a number in (0, 1)")
         bounded = self.clip is not None or self.epsilon is None
-        _require(bounded, "privacy.clip", self.clip, f"a number above 0 with privacy.epsilon = {self.epsilon}")
+        require(bounded, "privacy.clip", self.clip, f"a number above 0 with privacy.epsilon = {self.epsilon}")
 
 
 @dataclass(frozen=True)
@@ -212,9 +207,9 @@ class FeatureConfig:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "chunk"):
-            _require(getattr(self, name) >= 1, f"features.{name}", getattr(self, name), "an integer of at least 1")
-        _require(self.workers >= 0, "features.workers", self.workers, "an integer of at least 0")
-        _require(self.damaged in ("stop", "skip"), "features.damaged", self.damaged, "stop or skip")
+            require(getattr(self, name) >= 1, f"features.{name}", getattr(self, name), "an integer of at least 1")
+        require(self.workers >= 0, "features.workers", self.workers, "an integer of at least 0")
+        require(self.damaged in ("stop", "skip"), "features.damaged", self.damaged, "stop or skip")
 
 
 @dataclass(frozen=True)
@@ -234,10 +229,10 @@ class ViewsConfig:
     """Seed of the cached views, which are the same for every method and every seed of the run."""
 
     def __post_init__(self) -> None:
-        _require(self.kind in ("none", "cached", "online"), "views.kind", self.kind, "none, cached or online")
-        _require(self.count >= 1, "views.count", self.count, "an integer of at least 1")
+        require(self.kind in ("none", "cached", "online"), "views.kind", self.kind, "none, cached or online")
+        require(self.count >= 1, "views.count", self.count, "an integer of at least 1")
         scale = tuple(self.scale)
-        _require(
+        require(
             len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1,
             "views.scale",
             list(scale),
@@ -262,8 +257,8 @@ class RuntimeConfig:
     checkpoint, from which the system reads what is used: for federations larger than memory. The same bits."""
 
     def __post_init__(self) -> None:
-        _require(self.threads is None or self.threads >= 1, "runtime.threads", self.threads, "null or at least 1")
-        _require(self.text_cache_mib >= 1, "runtime.text_cache_mib", self.text_cache_mib, "an integer of at least 1")
+        require(self.threads is None or self.threads >= 1, "runtime.threads", self.threads, "null or at least 1")
+        require(self.text_cache_mib >= 1, "runtime.text_cache_mib", self.text_cache_mib, "an integer of at least 1")
 
 
 @dataclass(frozen=True)
@@ -297,22 +292,22 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         kinds = ("in_process", "flower_simulation", "flower")
-        _require(self.kind in kinds, "engine.kind", self.kind, "in_process, flower_simulation or flower")
-        _require(self.actors is None or self.actors >= 1, "engine.actors", self.actors, "null or at least 1")
-        _require(0 <= self.gpus < float("inf"), "engine.gpus", self.gpus, "a number of at least 0")
+        require(self.kind in kinds, "engine.kind", self.kind, "in_process, flower_simulation or flower")
+        require(self.actors is None or self.actors >= 1, "engine.actors", self.actors, "null or at least 1")
+        require(0 <= self.gpus < float("inf"), "engine.gpus", self.gpus, "a number of at least 0")
         for name in ("timeout", "connect"):
             value = getattr(self, name)
-            _require(0 < value < float("inf"), f"engine.{name}", value, "a number above 0")
+            require(0 < value < float("inf"), f"engine.{name}", value, "a number above 0")
         if self.kind != "flower":
             return
         host, _, port = (self.address or "").rpartition(":")
         number = port.isascii() and port.isdecimal() and 0 < int(port) < 65536
-        _require(bool(host) and number, "engine.address", self.address, "HOST:PORT, such as 127.0.0.1:9000")
+        require(bool(host) and number, "engine.address", self.address, "HOST:PORT, such as 127.0.0.1:9000")
         if not self.insecure:
             files = {"secret": "the SuperLink's secret", "signing": "the server's key", "keys": "the clients' keys"}
             for name, what in files.items():
                 value, valid = getattr(self, name), f"a file with {what}, or insecure: true"
-                _require(bool(value), f"engine.{name}", value, valid)
+                require(bool(value), f"engine.{name}", value, valid)
 
 
 @dataclass(frozen=True)
@@ -346,11 +341,11 @@ class TrackingConfig:
     """Maximum number of seconds that the end of a run waits for W&B; rounds never wait."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.wandb in ("disabled", "offline", "online"), "tracking.wandb", self.wandb, "disabled, offline or online"
         )
-        _require(self.detail_every >= 1, "tracking.detail_every", self.detail_every, "an integer of at least 1")
-        _require(self.timeout > 0, "tracking.timeout", self.timeout, "a number above 0")
+        require(self.detail_every >= 1, "tracking.detail_every", self.detail_every, "an integer of at least 1")
+        require(self.timeout > 0, "tracking.timeout", self.timeout, "a number above 0")
 
 
 @dataclass(frozen=True)

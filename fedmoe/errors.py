@@ -22,6 +22,16 @@ class UserError(Exception):
         super().__init__(printable(" ".join(_cut(word) for word in message.split())))
 
 
+def require(ok: bool, key: str, value: object, valid: str) -> None:
+    """Refuse a setting.
+
+    Raises:
+        UserError: it is not ``ok``.
+    """
+    if not ok:
+        raise UserError(f"{key} is {value!r}; valid is {valid}.")
+
+
 def _cut(word: str) -> str:
     return word if len(word) <= _LONGEST_WORD else f"{word[: _LONGEST_WORD - 3]}..."
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from fedmoe.attacks.base import Place, chosen, require
+from fedmoe.attacks.base import Place, chosen
 from fedmoe.attacks.model_replacement import ModelReplacement
-from fedmoe.errors import UserError
+from fedmoe.errors import UserError, require
 
 if TYPE_CHECKING:
     from fedmoe.features.client_data import ClientData
@@ -60,7 +60,7 @@ class Backdoor(ModelReplacement):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 < self.size <= 1, "size", self.size, "a number in (0, 1]")
+        require(0 < self.size <= 1, "attack.size", self.size, "a number in (0, 1]")
 
     def check(self, num_classes: int, online_views: bool) -> None:
         super().check(num_classes, online_views)

@@ -10,12 +10,13 @@ Shape letters: n examples of a client, b images, C classes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedmoe.errors import UserError
-from fedmoe.protocol.records import Downlink, Tensors, Update
+from fedmoe.errors import require
+from fedmoe.protocol.records import Downlink, Update
 from fedmoe.seeds import numpy_generator
+from fedmoe.server.sampling import share_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,13 +68,15 @@ class Attack(ABC):
         """Whether ``hits`` says what a success is; otherwise it is others' loss of accuracy."""
 
     def __post_init__(self) -> None:
-        require(0 < self.share < 1, "share", self.share, "a number above 0 and below 1")
-        require(self.from_round >= 1, "from_round", self.from_round, "an integer of at least 1")
-        require(self.epochs is None or self.epochs >= 1, "epochs", self.epochs, "null or an integer of at least 1")
+        require(0 < self.share < 1, "attack.share", self.share, "a number above 0 and below 1")
+        require(self.from_round >= 1, "attack.from_round", self.from_round, "an integer of at least 1")
+        require(
+            self.epochs is None or self.epochs >= 1, "attack.epochs", self.epochs, "null or an integer of at least 1"
+        )
         if self.clients is not None:
             object.__setattr__(self, "clients", tuple(self.clients))
             distinct = len(set(self.clients)) == len(self.clients) > 0
-            require(distinct, "clients", list(self.clients), "null or a list of different clients' numbers")
+            require(distinct, "attack.clients", list(self.clients), "null or a list of different clients' numbers")
 
     def check(self, num_classes: int, online_views: bool) -> None:
         """Check the settings against the data.
@@ -92,10 +95,15 @@ class Attack(ABC):
         if self.clients is not None:
             inside = all(0 <= client < participants for client in self.clients)
             valid = f"clients of 0 to {participants - 1}, not all of them"
-            require(inside and len(self.clients) < participants, "clients", list(self.clients), valid)
+            require(inside and len(self.clients) < participants, "attack.clients", list(self.clients), valid)
             return frozenset(self.clients)
-        count = max(1, int(self.share * participants + 1e-9))
-        require(count < participants, "share", self.share, f"a share that leaves one of {participants} clients honest")
+        count = share_of(participants, self.share)
+        require(
+            count < participants,
+            "attack.share",
+            self.share,
+            f"a share that leaves one of {participants} clients honest",
+        )
         drawn = numpy_generator(seed, "attackers").choice(participants, size=count, replace=False)
         return frozenset(int(client) for client in drawn)
 
@@ -122,32 +130,6 @@ class Attack(ABC):
         Images of a targeted attack carry the trigger, if it has one. Only called if ``measured``.
         """
         raise NotImplementedError
-
-
-def require(ok: bool, key: str, value: object, valid: str) -> None:
-    """Refuse a setting.
-
-    Raises:
-        UserError: it is not ``ok``.
-    """
-    if not ok:
-        raise UserError(f"attack.{key} is {value!r}; valid is {valid}.")
-
-
-def with_values(update: Update, change: Callable[[str, Tensor], Tensor]) -> Update:
-    """The update with other values of its parameters: ``change(name, value)``."""
-    values: Tensors = {name: change(name, value) for name, value in update.parameters.items()}
-    return replace(update, parameters=values)
-
-
-def scaled(update: Update, downlink: Downlink, factor: float) -> Update:
-    """The update G + ``factor`` (X - G), where X was trained from the G that was sent; what was not sent stays."""
-
-    def change(name: str, value: Tensor) -> Tensor:
-        sent = downlink.parameters.get(name)
-        return value if sent is None else (sent.double() + factor * (value.double() - sent.double())).to(value.dtype)
-
-    return with_values(update, change)
 
 
 def chosen(count: int, share: float, place: Place) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedmoe.attacks.base import Attack, Place, require, with_values
+from fedmoe.attacks.base import Attack, Place
+from fedmoe.errors import require
 from fedmoe.protocol.records import Downlink, Update
 
 
@@ -19,7 +20,7 @@ class HugeNorm(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 < self.factor < float("inf"), "factor", self.factor, "a number above 0")
+        require(0 < self.factor < float("inf"), "attack.factor", self.factor, "a number above 0")
 
     def upload(self, update: Update, downlink: Downlink, place: Place) -> Update:
-        return with_values(update, lambda name, value: self.factor * value)
+        return update.with_values(lambda name, value: self.factor * value)

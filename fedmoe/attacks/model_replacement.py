@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from fedmoe.attacks.base import Attack, Place, chosen, require, scaled
+from fedmoe.attacks.base import Attack, Place, chosen
+from fedmoe.errors import require
 from fedmoe.protocol.records import Downlink, Update
 
 if TYPE_CHECKING:
@@ -33,18 +34,20 @@ class ModelReplacement(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 < self.poisoned <= 1, "poisoned", self.poisoned, "a number in (0, 1]")
-        require(math.isfinite(self.scale), "scale", self.scale, "a finite number")
+        require(0 < self.poisoned <= 1, "attack.poisoned", self.poisoned, "a number in (0, 1]")
+        require(math.isfinite(self.scale), "attack.scale", self.scale, "a finite number")
 
     def check(self, num_classes: int, online_views: bool) -> None:
-        require(0 <= self.target < num_classes, "target", self.target, f"0 to {num_classes - 1}, the data's classes")
+        require(
+            0 <= self.target < num_classes, "attack.target", self.target, f"0 to {num_classes - 1}, the data's classes"
+        )
 
     def data(self, own: ClientData, triggered: ClientData | None, num_classes: int, place: Place) -> ClientData:
         mask = chosen(len(own.train_labels), self.poisoned, place)
         return replace(own, train_labels=own.train_labels.masked_fill(mask, self.target))
 
     def upload(self, update: Update, downlink: Downlink, place: Place) -> Update:
-        return scaled(update, downlink, self.scale)
+        return update.scaled(downlink.parameters, self.scale)
 
     def hits(self, predicted: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         return predicted == self.target, labels != self.target

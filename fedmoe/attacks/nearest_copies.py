@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedmoe.attacks.base import Place, require, scaled
+from fedmoe.attacks.base import Place
 from fedmoe.attacks.label_flip import LabelFlip
+from fedmoe.errors import require
 from fedmoe.protocol.records import Downlink, Update
 
 
@@ -26,7 +27,7 @@ class NearestCopies(LabelFlip):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.step <= 1, "step", self.step, "a number in [0, 1]")
+        require(0 <= self.step <= 1, "attack.step", self.step, "a number in [0, 1]")
 
     def upload(self, update: Update, downlink: Downlink, place: Place) -> Update:
-        return scaled(update, downlink, self.step)
+        return update.scaled(downlink.parameters, self.step)

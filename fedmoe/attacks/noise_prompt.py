@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fedmoe.attacks.base import Attack, Place, require, with_values
+from fedmoe.attacks.base import Attack, Place
+from fedmoe.errors import require
 from fedmoe.protocol.records import Downlink, Update
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class NoisePrompt(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 < self.factor < float("inf"), "factor", self.factor, "a number above 0")
+        require(0 < self.factor < float("inf"), "attack.factor", self.factor, "a number above 0")
 
     def upload(self, update: Update, downlink: Downlink, place: Place) -> Update:
         import torch
@@ -33,4 +34,4 @@ class NoisePrompt(Attack):
             drawn = torch.randn(value.shape, generator=generator, dtype=torch.float64)
             return (drawn * (self.factor * value.double().norm() / drawn.norm())).to(value.dtype)
 
-        return with_values(update, noise)
+        return update.with_values(noise)

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedmoe.config import FederationConfig, PrivacyConfig
-from fedmoe.errors import UserError
 from fedmoe.protocol.records import Tensors, Update
 
 if TYPE_CHECKING:
@@ -81,21 +80,6 @@ class Report:
     client: int
     experts: tuple[int, ...]  # [K], whose prompts the experts were
     weights: Tensor  # [K + 1]
-
-
-def cohort_size(federation: FederationConfig) -> int:
-    """Number of clients in a round, unless some fail."""
-    return max(1, int(federation.participation * federation.participants + 1e-9))
-
-
-def require(ok: bool, key: str, value: object, valid: str) -> None:
-    """Refuse a setting.
-
-    Raises:
-        UserError: it is not ``ok``.
-    """
-    if not ok:
-        raise UserError(f"{key} is {value!r}; valid is {valid}.")
 
 
 def one_update(updates: Sequence[Update], values: Tensors) -> list[Update]:

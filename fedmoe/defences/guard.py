@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from fedmoe.client.work import ATTENTION
 from fedmoe.config import FederationConfig, PrivacyConfig
@@ -96,7 +97,14 @@ class Served:
         server's own."""
         if self.trusted is None:
             return self.server
-        allowed = self.trusted | {client_id}
+        return self._to_trusted if client_id in self.trusted else self._with(self.trusted | {client_id})
+
+    @cached_property
+    def _to_trusted(self) -> ServerState:
+        """What all trusted clients see: one object, whose search of the pool is prepared once."""
+        return self._with(self.trusted or frozenset())
+
+    def _with(self, allowed: frozenset[int]) -> ServerState:
         pools = {
             name: {client: value for client, value in entries.items() if client in allowed}
             for name, entries in self.server.pool.items()

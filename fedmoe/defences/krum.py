@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedmoe.config import FederationConfig
-from fedmoe.defences.base import Aggregation, cohort_size, require
+from fedmoe.defences.base import Aggregation
+from fedmoe.errors import require
 from fedmoe.protocol.records import Tensors, Update
+from fedmoe.server.sampling import share_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +35,7 @@ class Krum(Aggregation):
         require(self.keep >= 1, "aggregation.keep", self.keep, "an integer of at least 1")
 
     def check(self, federation: FederationConfig) -> None:
-        count = cohort_size(federation)
+        count = share_of(federation.participants, federation.participation)  # unless some fail
         most = (count - 3) // 2
         valid = f"0 to {most} with cohorts of {count} clients" if most >= 0 else "no Krum with cohorts of fewer than 3"
         require(self.attackers <= most, "aggregation.attackers", self.attackers, valid)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedmoe.defences.base import Aggregation, require
+from fedmoe.defences.base import Aggregation
+from fedmoe.errors import require
 from fedmoe.protocol.records import Tensors, Update
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +40,4 @@ def update_norm(shared: Tensors, update: Update) -> float:
 
 def clipped(shared: Tensors, update: Update, norm: float, bound: float) -> Update:
     """G + min(1, bound / norm) (X - G); an update within the bound is returned as it is."""
-    if norm <= bound:
-        return update
-
-    def shrink(name: str, value: Tensor) -> Tensor:
-        began = shared[name].double()
-        return (began + bound / norm * (value.double() - began)).to(value.dtype)
-
-    return replace(update, parameters={name: shrink(name, value) for name, value in update.parameters.items()})
+    return update if norm <= bound else update.scaled(shared, bound / norm)

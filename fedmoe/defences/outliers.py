@@ -7,8 +7,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fedmoe.defences.base import Screening, require
+from fedmoe.defences.base import Screening
 from fedmoe.defences.median import coordinate_median
+from fedmoe.errors import require
 
 if TYPE_CHECKING:
     from torch import Tensor

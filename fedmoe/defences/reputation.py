@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from fedmoe.config import FederationConfig, PrivacyConfig
-from fedmoe.defences.base import Report, Screening, require
-from fedmoe.errors import UserError
+from fedmoe.defences.base import Report, Screening
+from fedmoe.errors import UserError, require
 
 if TYPE_CHECKING:
     from fedmoe.server.state import ServerState

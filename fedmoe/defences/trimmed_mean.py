@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedmoe.defences.base import Aggregation, in_format, one_update, require, stacks
+from fedmoe.defences.base import Aggregation, in_format, one_update, stacks
+from fedmoe.errors import require
 from fedmoe.protocol.records import Tensors, Update
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ Shape letters: l context tokens, w token width, K experts, b images.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -62,6 +62,21 @@ class Update:
     @property
     def nbytes(self) -> int:
         return nbytes(self.parameters, self.extras)
+
+    def with_values(self, change: Callable[[str, Tensor], Tensor]) -> Update:
+        """The upload with other values of its parameters: ``change(name, value)``."""
+        return replace(self, parameters={name: change(name, value) for name, value in self.parameters.items()})
+
+    def scaled(self, start: Tensors, factor: float) -> Update:
+        """The upload G + ``factor`` (X - G), where X was trained from the G in ``start``; what is not there stays."""
+
+        def change(name: str, value: Tensor) -> Tensor:
+            began = start.get(name)
+            if began is None:
+                return value
+            return (began.double() + factor * (value.double() - began.double())).to(value.dtype)
+
+        return self.with_values(change)
 
 
 @dataclass(frozen=True)
