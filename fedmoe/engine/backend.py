@@ -51,8 +51,8 @@ class ForkBackend(Backend):
             if "AF_UNIX" not in str(error):
                 raise
             raise UserError(
-                f"The folder for temporary files, {tempfile.gettempdir()}, has too long a path for the workers' socket; "
-                "valid is a shorter one, which the environment variable TMPDIR names."
+                f"The folder for temporary files, {tempfile.gettempdir()}, has too long a path for the workers' "
+                "socket; valid is a shorter one, which the environment variable TMPDIR names."
             ) from error
         finally:
             del os.environ[PRELOAD]
