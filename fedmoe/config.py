@@ -99,6 +99,10 @@ class FederationConfig:
     """Whether evaluations also score each client on the test images of classes that it has no training images of: of
     all clients, or of those of its domain, where the data has domains. That is a simulation's privilege, and costs as
     much as evaluating every client on all of these images."""
+    secure_aggregation: bool = False
+    """Whether the server learns the mean of a cohort's uploads and no single one (SecAgg, Bonawitz et al. 2017), for
+    methods that need nothing else. Uploads are 8 bytes a number, rounded to multiples of 2^-32. With engine.kind =
+    flower, the clients mask them; elsewhere, nothing is hidden, and the results are the same."""
     late_clients: int = 0
     """Number of clients, the last ones of the N, that take part in no round and no evaluation of the run; evaluate lets
     them join the finished run."""

@@ -54,6 +54,7 @@ from fedmoe.features.views import Stamp
 from fedmoe.federation.callbacks import Checkpoint, ProgressDisplay, RunLog
 from fedmoe.federation.fleet import LocalFleet
 from fedmoe.federation.late import score_late_clients
+from fedmoe.federation.mean_alone import require_mean_alone
 from fedmoe.federation.novel import TestImages, score_classes
 from fedmoe.federation.orchestrator import Federation
 from fedmoe.federation.rehearsal import rehearse
@@ -203,6 +204,8 @@ class Session:
         privacy = build_privacy(e.privacy, config, e.seed)
         module = self.module(method, held.class_names)
         e.defences.check(type(method).__name__, module.declared, config, e.privacy)
+        if config.secure_aggregation:
+            require_mean_alone(method, module.declared, config, e.defences)
         adversary = self._adversary(method, config, data)
         reports = e.defences.needs_reports
         return ClientWork(module, held, config, e.seed, e.runtime, privacy, adversary, reports), privacy
@@ -242,7 +245,8 @@ class Session:
             data = self.data(method)
         work, privacy = self.work(method, data)
         privacy.seed = secrets.randbits(63)  # of the noise: whoever knew it could take the noise away
-        return Site(work, [client_id], lambda run: DiskStates(states / run), tracebacks)
+        withholds = work.config.secure_aggregation
+        return Site(work, [client_id], lambda run: DiskStates(states / run), tracebacks, withholds)
 
 
 Settings = Mapping[str, Any]  # nested, of plain values: the contents of a config.yaml

@@ -49,13 +49,17 @@ class Sites:
     """A line to one site for each client, with a disk each; ``change`` harms answers, None loses them."""
 
     def __init__(self, work: ClientWork, folder: Path, change: Change | None = None) -> None:
-        self.sites = {i: Site(work, [i], partial(_disk, folder / str(i))) for i in range(work.config.clients)}
+        self.sites = {i: self._site(work, i, folder / str(i)) for i in range(work.config.clients)}
         self.change = change or (lambda node, order, answer: answer)
         self.present = set(self.sites)
         self.bound: dict[int, int] = {}
         self.orders: list[Order] = []
         self.answers: list[Answer] = []
         self._waiting: dict[str, tuple[int, Order]] = {}
+
+    @staticmethod
+    def _site(work: ClientWork, client_id: int, folder: Path) -> Site:
+        return Site(work, [client_id], partial(_disk, folder), withholds=work.config.secure_aggregation)
 
     def open(self) -> None:
         pass

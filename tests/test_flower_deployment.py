@@ -118,6 +118,21 @@ def test_an_expired_certificate_is_one_sentence(
     assert "valid is one that has not expired" in told
 
 
+def test_uploads_are_aggregated_securely(sites: Sites) -> None:
+    options = ("--method=PromptFL", "--federation.rounds=1", "--federation.secure_aggregation=true")
+    for i in range(CLIENTS):
+        sites.stop(sites.clients[i])
+        sites.start_client(i, *options)
+    assert main([*sites.fit("secure_here", *options), "--engine.kind=in_process"]) == 0
+    assert main(sites.fit("secure", *options)) == 0
+    assert sites.lines("secure") == sites.lines("secure_here")
+    line = read_jsonl(sites.folder / "runs" / "secure" / "rounds.jsonl")[-1]
+    assert line["line"]["messages"] == 6 * CLIENTS  # training, four steps of the sum, evaluation
+    for i in range(CLIENTS):
+        sites.stop(sites.clients[i])
+        sites.start_client(i)
+
+
 def test_two_sites_cannot_be_the_same_client_and_a_clients_clock_may_be_wrong(
     sites: Sites, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ ROOMS = [
     "models",
     "data",
     "features",
+    "secure",
     "server",
     "protocol",
     "attacks",

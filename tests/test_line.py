@@ -7,7 +7,7 @@ worked out by hand.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from fedmoe.client.work import ClientWork
 from fedmoe.config import FeatureConfig, FederationConfig
 from fedmoe.data import Digits, Dirichlet, SubsetConfig
 from fedmoe.features.client_data import FederatedData, prepare
-from fedmoe.federation.fleet import LocalFleet
+from fedmoe.federation.fleet import LocalFleet, Summed
 from fedmoe.methods import (
     DPFPL,
     CoOp,
@@ -126,6 +126,9 @@ class ByteFleet:
             (result,) = self._clients.score([from_bytes(ScoreJob, self.down[-1])])
             self.up.append(to_bytes(result))
             yield from_bytes(Scored, self.up[-1])
+
+    def sum(self, updates: Sequence[Update], round: int) -> Summed:
+        return self._clients.sum(updates, round)
 
     def crossed(self) -> dict[str, float]:
         return {}

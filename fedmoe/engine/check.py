@@ -16,7 +16,7 @@ from torch import Tensor
 from fedmoe.client.counts import BINS
 from fedmoe.client.work import ATTENTION
 from fedmoe.errors import printable
-from fedmoe.protocol.records import About, Failed, Scored, Trained, Update
+from fedmoe.protocol.records import About, Failed, Scored, Summand, Trained, Update
 from fedmoe.protocol.wire import from_bytes
 
 _MOST_METRICS = 100  # of a method's own
@@ -31,11 +31,15 @@ class Checks:
         shared: the initial values of the parameters that clients may upload.
         num_classes: C.
         most_weights: the largest length of the gate's weights that clients are asked for; 0 where they are not.
+        withheld: whether parameters are uploaded in no other way than masked (``fedmoe.secure``).
     """
 
-    def __init__(self, shared: Mapping[str, Tensor], num_classes: int, most_weights: int = 0) -> None:
+    def __init__(
+        self, shared: Mapping[str, Tensor], num_classes: int, most_weights: int = 0, withheld: bool = False
+    ) -> None:
         self.shared, self.num_classes, self.most_weights = shared, num_classes, most_weights
-        size = sum(tensor.numel() * tensor.element_size() for tensor in shared.values())
+        self.withheld = withheld
+        size = sum(tensor.numel() * (8 if withheld else tensor.element_size()) for tensor in shared.values())
         self.most_bytes = size + 8 * num_classes**2 + _OVERHEAD
 
     def trained(self, data: bytes, client_id: int, about: About) -> Trained:
@@ -56,6 +60,8 @@ class Checks:
             if extra.ndim != 1 or not 0 < len(extra) <= self.most_weights or extra.dtype != torch.float32:
                 raise ValueError(f"its gate's weights are {extra.dtype} of shape {list(extra.shape)}")
             _finite(name, extra)
+        if self.withheld and update.parameters:
+            raise ValueError("it holds parameters, which are uploaded masked alone")
         for name, tensor in _tensors(update.parameters).items():
             like = self.shared.get(name)
             if like is None:
@@ -100,6 +106,20 @@ class Checks:
         if not (found.failed is None or isinstance(found.failed, str)):
             raise ValueError("its failure is no text")
         return replace(found, failed=None if found.failed is None else printable(found.failed)[:500])
+
+    def summand(self, data: bytes, client_id: int, about: About) -> Summand:
+        """An answer in a secure aggregation, whose numbers nobody can check; errors as above."""
+        found = from_bytes(Summand, self._sized(data))
+        if found.client_id != client_id:
+            raise ValueError("it is another client's")
+        _tensors(found.masked)
+        if not isinstance(found.values, dict):
+            raise ValueError("it holds no named texts")
+        for name, value in found.values.items():
+            if name != "keys" and not name.isdecimal():
+                raise ValueError(f"it names {printable(name)[:80]!r}, which is no client")
+            bytes.fromhex(value if isinstance(value, str) else "?")
+        return found
 
     def failed(self, data: bytes) -> Failed:
         """A failure; errors as above."""

@@ -15,7 +15,8 @@ from fedmoe.errors import UserError
 from fedmoe.protocol.records import About
 
 _MOST_EXAMPLES = 2**40
-_COURSE = ("clients", "local_epochs", "batch_size", "validation")  # what clients do, of the federation's settings
+# What clients do, of the federation's settings.
+_COURSE = ("clients", "local_epochs", "batch_size", "validation", "secure_aggregation")
 _WORDS = {
     "fedmoe": "another version of fedmoe",
     "class names": "other class names",

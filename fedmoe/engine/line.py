@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 HELLO, TRAIN, EVALUATE = "query", "train", "evaluate"
 """What the server asks; Flower's names of the types of messages."""
+KEYS, SHARES, MASKED, UNMASK = "query.keys", "query.shares", "query.masked", "query.unmask"
+"""The four steps of a secure aggregation."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Order:
 
 @dataclass(frozen=True)
 class Answer:
-    """From a client; ``kind`` names what ``body`` holds: hello, trained, scored, failed, or mistake (a UserError)."""
+    """From a client; ``kind`` names what ``body`` holds: hello, trained, scored, summand, failed, or mistake (a
+    UserError)."""
 
     kind: str
     body: bytes = b""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -14,15 +14,28 @@ from fedmoe.config import EngineConfig
 from fedmoe.engine.check import Checks
 from fedmoe.engine.hello import Introduction, identity, read_hello
 from fedmoe.engine.line import EVALUATE, HELLO, TRAIN, Answer, Line, Order
+from fedmoe.engine.secure_sum import sum_securely
 from fedmoe.engine.site import nothing
 from fedmoe.errors import UserError, printable
-from fedmoe.protocol.records import About, ClientState, Failed, Scored, ScoreJob, Trained, TrainJob
+from fedmoe.federation.fleet import Summed
+from fedmoe.protocol.records import (
+    About,
+    ClientState,
+    Failed,
+    Scored,
+    ScoreJob,
+    SumJob,
+    Summand,
+    Trained,
+    TrainJob,
+    Update,
+)
 from fedmoe.protocol.wire import to_bytes
 from fedmoe.server.state import Known
 
 log = logging.getLogger(__name__)
 _PAUSE = 0.1  # seconds between two looks for clients
-Job = TypeVar("Job", TrainJob, ScoreJob)
+Job = TypeVar("Job", TrainJob, ScoreJob, SumJob)
 
 
 class RemoteFleet:
@@ -45,7 +58,8 @@ class RemoteFleet:
     ) -> None:
         self.work, self.line, self.config, self.window, self.trusted = work, line, config, window, trusted
         classes = len(work.module.prompts.class_names)
-        self.checks = Checks(work.module.shared_start(), classes, work.config.clients if work.reports else 0)
+        most_weights = work.config.clients if work.reports else 0
+        self.checks = Checks(work.module.shared_start(), classes, most_weights, self.withheld)
         self._crossed: dict[str, float] = {}
         self._expected = identity(work)
         self._known: dict[int, Introduction] = {}
@@ -55,6 +69,11 @@ class RemoteFleet:
         self._hellos: dict[str, tuple[int, float]] = {}  # those on their way: node, time
         self._run = ""
         self._traffic = (0, 0)
+
+    @property
+    def withheld(self) -> bool:
+        """Whether clients keep their uploads from the server."""
+        return self.work.config.secure_aggregation
 
     # Before the first round
 
@@ -162,6 +181,14 @@ class RemoteFleet:
             result = self._read(answer, "scored", self.checks.scored, job.client_id)
             why = result.reason if isinstance(result, Failed) else result
             yield nothing(job.client_id, f"evaluation: {why}") if isinstance(why, str) else why
+
+    def sum(self, updates: Sequence[Update], round: int) -> Summed:
+        def exchange(step: str, jobs: Iterable[SumJob]) -> Iterator[tuple[SumJob, Summand | str]]:
+            for job, answer, _ in self._exchange(step, jobs):
+                result = self._read(answer, "summand", self.checks.summand, job.client_id)
+                yield job, result.reason if isinstance(result, Failed) else result
+
+        return sum_securely(exchange, updates, round, self.checks.shared)
 
     def crossed(self) -> dict[str, float]:
         sums, self._crossed = self._crossed, {}

@@ -35,8 +35,8 @@ from fedmoe.engine.flower import order_message, read_answer, require_flower
 from fedmoe.engine.line import Answer, Order
 from fedmoe.engine.remote import RemoteFleet
 from fedmoe.errors import UserError
-from fedmoe.federation.fleet import require_states
-from fedmoe.protocol.records import About, ClientState
+from fedmoe.federation.fleet import Summed, require_states, sum_in_the_open
+from fedmoe.protocol.records import About, ClientState, Update
 from fedmoe.server.state import Known
 
 _NODE = 1  # the one node: any worker answers for any client
@@ -51,6 +51,13 @@ class SimulatedFleet(RemoteFleet):
         self.workers = WorkerLine(work, config)
         super().__init__(work, self.workers, config, window=_AHEAD * self.workers.actors, trusted=True)
         self._read_states: dict[int, tuple[int, ClientState]] = {}  # client -> version, state
+
+    @property
+    def withheld(self) -> bool:
+        return False  # all is on one machine
+
+    def sum(self, updates: Sequence[Update], round: int) -> Summed:
+        return sum_in_the_open(updates)
 
     @property
     def kept(self) -> DiskStates:

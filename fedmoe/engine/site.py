@@ -14,9 +14,10 @@ from fedmoe.client.states import ClientStates
 from fedmoe.client.work import ClientWork
 from fedmoe.engine.hello import say_hello
 from fedmoe.engine.line import EVALUATE, HELLO, TRAIN, Answer, Order
+from fedmoe.engine.withheld import STEPS, Withheld
 from fedmoe.errors import UserError
 from fedmoe.federation.fleet import reason
-from fedmoe.protocol.records import Failed, Scored, ScoreJob, TrainJob
+from fedmoe.protocol.records import Failed, Scored, ScoreJob, SumJob, TrainJob
 from fedmoe.protocol.wire import from_bytes, to_bytes
 
 
@@ -28,6 +29,7 @@ class Site:
         clients: whom it answers for.
         states: run -> where the clients' states of that run are.
         tracebacks: whether the server gets tracebacks, which may show values of the client's data.
+        withholds: whether uploads are sent in no other way than masked, in a secure aggregation.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class Site:
         clients: Collection[int],
         states: Callable[[str], ClientStates],
         tracebacks: bool = False,
+        withholds: bool = False,
     ) -> None:
         self.work, self.clients, self.states, self.tracebacks = work, clients, states, tracebacks
+        self._withheld = Withheld() if withholds else None
 
     def answer(self, order: Order) -> Answer:
         """The answer to an order; never an exception, except for Ctrl-C and the like."""
@@ -52,7 +56,8 @@ class Site:
             return self._failed(error, began)
 
     def _answers(self) -> dict[str, Callable[[Order], Answer]]:
-        return {HELLO: self._hello, TRAIN: self._train, EVALUATE: self._score}
+        steps = dict.fromkeys(STEPS, self._sum) if self._withheld else {}
+        return {HELLO: self._hello, TRAIN: self._train, EVALUATE: self._score, **steps}
 
     def _hello(self, order: Order) -> Answer:
         return Answer("hello", say_hello(self.work, self.clients))
@@ -63,7 +68,15 @@ class Site:
         state = states.get(job.client_id, job.version)
         trained, kept = self.work.train(job, state)
         states.put(job.client_id, job.round, kept)
+        if self._withheld:
+            trained = self._withheld.keep(order.run, job.round, trained)
         return Answer("trained", to_bytes(trained))
+
+    def _sum(self, order: Order) -> Answer:
+        job = from_bytes(SumJob, order.body)
+        self._require_own(job.client_id)
+        assert self._withheld is not None
+        return Answer("summand", to_bytes(self._withheld.answer(order.ask, order.run, job)))
 
     def _score(self, order: Order) -> Answer:
         job = from_bytes(ScoreJob, order.body)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedmoe.client.module import ClientModule
@@ -12,11 +13,23 @@ from fedmoe.client.states import ClientStates, MemoryStates
 from fedmoe.client.work import ClientFailure, ClientWork
 from fedmoe.errors import UserError
 from fedmoe.protocol.parameters import Scope, part_of, select
-from fedmoe.protocol.records import About, ClientState, Failed, Scored, ScoreJob, Trained, TrainJob
+from fedmoe.protocol.records import About, ClientState, Failed, Scored, ScoreJob, Tensors, Trained, TrainJob, Update
+from fedmoe.secure.fixed_point import mean
+from fedmoe.secure.member import LEAST
 from fedmoe.server.state import Known, ServerState
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Summed:
+    """What a secure aggregation gives: the weighted mean of the uploads, and what is known of the sum."""
+
+    parameters: Tensors  # empty where there is no sum
+    num_examples: int = 0  # of all clients in it
+    nbytes: int = 0  # sent up for it, of masked uploads
+    missing: Mapping[int, str] = field(default_factory=dict)  # client -> why its upload is not in the sum
 
 
 class Fleet(Protocol):
@@ -45,6 +58,10 @@ class Fleet(Protocol):
 
     def score(self, jobs: Iterable[ScoreJob]) -> Iterator[Scored]:
         """Let clients evaluate themselves. Each order gets one answer, in any order."""
+
+    def sum(self, updates: Sequence[Update], round: int) -> Summed:
+        """Aggregate a round's uploads securely. Where clients are apart, the parameters are not in ``updates``, and
+        nobody but their clients sees them; elsewhere the result has the same bits."""
 
     def crossed(self) -> dict[str, float]:
         """What crossed the line to clients elsewhere since this was last asked: ``messages``, bytes ``down`` and ``up``
@@ -107,6 +124,9 @@ class LocalFleet:
         for job in jobs:
             yield self.work.score(job, self.kept.get(job.client_id, job.version))
 
+    def sum(self, updates: Sequence[Update], round: int) -> Summed:
+        return sum_in_the_open(updates)
+
     def crossed(self) -> dict[str, float]:
         return {}
 
@@ -121,6 +141,24 @@ class LocalFleet:
         require_states(self.work.module, known, states)
         for client_id, state in states.items():
             self.kept.put(client_id, known[client_id].version, state)
+
+
+def sum_in_the_open(updates: Sequence[Update]) -> Summed:
+    """What a secure aggregation gives, where there is nobody to hide uploads from."""
+    missing, here = {}, []
+    for update in updates:
+        try:
+            mean([update.parameters], [update.num_examples])
+            here.append(update)
+        except ValueError as error:
+            missing[update.client_id] = str(error)
+    if len(here) < LEAST:
+        why = f"there is no sum in this round: {len(here)} clients are left, and {LEAST} must be"
+        return Summed({}, missing={update.client_id: missing.get(update.client_id, why) for update in updates})
+    weights = [update.num_examples for update in here]
+    parameters = mean([update.parameters for update in here], weights) if here else {}
+    masked = sum(8 * tensor.numel() for update in here for tensor in update.parameters.values())
+    return Summed(parameters, sum(weights), masked, missing)
 
 
 def require_states(module: ClientModule, known: Mapping[int, Known], states: Mapping[int, ClientState]) -> None:

@@ -33,6 +33,8 @@ from fedmoe.runs.records import Failure, RoundRecord
 from fedmoe.seeds import numpy_generator
 from fedmoe.server.state import Known, ServerState
 
+_EVERYBODY = -1  # in place of a client's number
+
 
 class Federation:
     """Runs a method on a fleet of clients.
@@ -129,6 +131,10 @@ class Federation:
                 server.extras.update(result.update.extras)
         results = [trained[client_id] for client_id in cohort if client_id in trained]
         updates = [result.update for result, _ in results]
+        if config.secure_aggregation:
+            updates = self._sum(updates, record, context)
+            trained = {client_id: found for client_id, found in trained.items() if str(client_id) not in record.failed}
+            results = [trained[client_id] for client_id in cohort if client_id in trained]
         for update in updates:  # step 5
             self.method.admit(server, update)
         if updates:
@@ -214,7 +220,7 @@ class Federation:
                         server.extras.update(result.update.extras)
                     self._call("on_client_end", self, context, job.client_id, result.loss)
                     continue
-                self._fail(job, result, context)
+                self._fail(job.client_id, job.attempt, result, context)
                 if result.lost:
                     self._lost.add(job.client_id)
                 if job.attempt + 1 < attempts:
@@ -226,18 +232,28 @@ class Federation:
         record.failed = {str(i): record.failed[str(i)] for i in context.cohort if str(i) in record.failed}
         return trained
 
-    def _fail(self, job: TrainJob, failed: Failed, context: RoundContext) -> None:
+    def _sum(self, updates: Sequence[Update], record: RoundRecord, context: RoundContext) -> list[Update]:
+        """One upload that stands for all: their weighted mean, of which alone the server learns; nothing if there is
+        none. Clients that are not in it have failed."""
+        found = self.fleet.sum(updates, context.round)
+        record.bytes["up"] = found.nbytes
+        for client_id, why in found.missing.items():
+            self._fail(client_id, 0, Failed(why, ""), context)
+            record.failed[str(client_id)] = why
+        return [Update(_EVERYBODY, found.parameters, found.num_examples)] if found.num_examples else []
+
+    def _fail(self, client_id: int, attempt: int, failed: Failed, context: RoundContext) -> None:
         if self.config.on_failure == "stop":
             if failed.error is not None and not isinstance(failed.error, ClientFailure):
                 raise failed.error
             raise UserError(
-                f"Client {job.client_id} failed in round {context.round}: {failed.reason}; valid are settings with "
+                f"Client {client_id} failed in round {context.round}: {failed.reason}; valid are settings with "
                 "which it does not, or federation.on_failure = drop."
             ) from failed.error
         failure = Failure(
             round=context.round,
-            client=job.client_id,
-            attempt=job.attempt,
+            client=client_id,
+            attempt=attempt,
             reason=failed.reason,
             traceback=failed.traceback,
         )
@@ -249,7 +265,8 @@ class Federation:
         if trained:
             record.train_loss = math.fsum(done.loss for done in trained) / len(trained)
         record.prompt_drift = self._drift(updates)
-        record.bytes["up"] = sum(update.nbytes for update in updates)
+        if not self.config.secure_aggregation:
+            record.bytes["up"] = sum(update.nbytes for update in updates)
         record.metrics = _weighted_metrics(updates)
         known = self.server.clients.values()
         most_rounds = max((client.rounds_seen for client in known), default=0)
@@ -288,7 +305,7 @@ class Federation:
 
     def _drift(self, updates: Sequence[Update]) -> float | None:
         """Mean l2 distance of the cohort's prompts from the new global one."""
-        if "prompt" not in self.server.shared:
+        if "prompt" not in self.server.shared or self.config.secure_aggregation:
             return None
         mean = self.server.shared["prompt"].double()
         prompts = [update.parameters["prompt"] for update in updates if "prompt" in update.parameters]

@@ -160,6 +160,25 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class SumJob:
+    """The server's order to do the next step of a secure aggregation (``fedmoe.secure``): what it hands on of other
+    clients, by their numbers; bytes are written in hexadecimal digits."""
+
+    client_id: int
+    round: int
+    values: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Summand:
+    """The answer to a ``SumJob``: keys or shares, or the masked upload, whose numbers are integers modulo 2^64."""
+
+    client_id: int
+    values: Mapping[str, str] = field(default_factory=dict)
+    masked: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ScoreJob:
     """The server's order to evaluate on the client's own test split."""
 

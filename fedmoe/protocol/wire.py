@@ -11,14 +11,14 @@ import json
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
-from fedmoe.protocol.records import Downlink, Failed, Scored, ScoreJob, Trained, TrainJob, Update
+from fedmoe.protocol.records import Downlink, Failed, Scored, ScoreJob, SumJob, Summand, Trained, TrainJob, Update
 
 _STAYS = {(Downlink, "expert_ids"), (Failed, "error")}
 _NESTED = {"downlink": Downlink, "update": Update}  # fields that hold a record
-Record = TypeVar("Record", TrainJob, ScoreJob, Trained, Failed, Scored)
+Record = TypeVar("Record", TrainJob, ScoreJob, SumJob, Trained, Failed, Scored, Summand)
 
 
-def to_bytes(record: TrainJob | ScoreJob | Trained | Failed | Scored) -> bytes:
+def to_bytes(record: TrainJob | ScoreJob | SumJob | Trained | Failed | Scored | Summand) -> bytes:
     """The record as one message."""
     from safetensors.torch import save
 
