@@ -1,7 +1,8 @@
 """Rounds of pFedMoAP with many clients, in process and in workers: ``python -m experiments.scale CLIENTS ROUNDS``.
 
 Digits on the embedded CLIP, dealt out in turn; a tenth of the clients in each round (a half of up to ten), every client
-evaluated each round, 9 experts, one epoch. Prints a line of JSON for each engine; needs fedmoe[flower].
+evaluated each round, 9 experts, one epoch. Beyond 1,000 clients, the digits are repeated until there are enough. Prints
+a line of JSON for each engine; needs fedmoe[flower].
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from experiments.scale.setting import embedded
+from experiments.scale.setting import ManyDigits, embedded
 from fedmoe import config
 from fedmoe.data import Digits
 from fedmoe.data.base import Split
@@ -79,7 +80,8 @@ def measure(clients: int, rounds: int, engine: config.EngineConfig, cache: str) 
     federation = config.FederationConfig(
         clients=clients, participation=0.5 if clients <= 10 else 0.1, rounds=rounds, local_epochs=1
     )
-    experiment = embedded(Digits(), InTurn(), federation, cache, engine=engine)
+    data = Digits() if clients <= 1_000 else ManyDigits.of(clients)
+    experiment = embedded(data, InTurn(), federation, cache, engine=engine)
     records = Records()
     run = Session(experiment, Console(quiet=True)).federation(PFedMoAP(num_experts=9), callbacks=[records])
     began = time.perf_counter()

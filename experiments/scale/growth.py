@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from experiments.scale.setting import embedded
+from experiments.scale.setting import ManyDigits, embedded
 from fedmoe import config
-from fedmoe.data import Digits
-from fedmoe.data.base import RawData, Split
+from fedmoe.data.base import Split
 from fedmoe.data.partition import ClientIndices, Partition
 from fedmoe.experiment import Experiment, Session
 from fedmoe.federation.callbacks import Checkpoint, RunLog
@@ -44,24 +42,6 @@ COHORT, EXPERTS, ROUNDS = 10, 9, 7
 SIZES = (100, 1_000, 10_000)
 HERE = Path(__file__).parent
 COLUMNS = ("clients", "states", "outside_s", "outside_cpu_s", "train_s", "memory_mb", "mapped_mb")
-
-
-@dataclass(frozen=True, eq=False)
-class ManyDigits(Digits):
-    """The digits, again and again."""
-
-    copies: int = 1
-
-    def _read(self) -> RawData:
-        raw = super()._read()
-        return RawData(raw.class_names, (), self._repeated(raw.train), self._repeated(raw.test))
-
-    def _repeated(self, split: Split) -> Split:
-        number, image = len(split.labels), split.image
-        return Split(np.tile(split.labels, self.copies), lambda i: image(i % number))
-
-    def _source_key(self) -> str:
-        return f"{super()._source_key()} {self.copies} times"
 
 
 class InTurn(Partition):
@@ -81,7 +61,7 @@ def experiment(clients: int, states: Any, cache: Path) -> Experiment:
         evaluate_clients="cohort",
     )
     runtime = config.RuntimeConfig(threads=1, client_states=states)
-    return embedded(ManyDigits(copies=-(-clients // 500)), InTurn(), federation, cache, runtime)
+    return embedded(ManyDigits.of(clients), InTurn(), federation, cache, runtime)
 
 
 def all_have_trained(federation: Federation, gate: dict[str, torch.Tensor], store: StateStore) -> None:
