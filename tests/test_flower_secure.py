@@ -168,6 +168,9 @@ def test_wrong_shares_give_no_sum_rather_than_a_wrong_one() -> None:
     told = {i: {j: bytes(32) for j in group.uploads if j != i} for i in group.uploads}
     with pytest.raises(TooFew, match="not that of the uploads"):
         group.server.take_told(told)
+    group.run(((), (), (3,), ()))
+    with pytest.raises(TooFew, match="the shares of client 3's key are wrong"):
+        group.server.take_told({i: {3: bytes(32)} for i in (0, 6, 9)})
 
 
 # In a federation, over the line
