@@ -36,6 +36,10 @@ class ClipConfig:
     """A local weights file instead of the tag: OpenAI's .pt, an open_clip checkpoint, or safetensors."""
     model_config: str | None = None
     """A JSON file in open_clip's model-config format, in place of the architecture's own."""
+    tokenizer: str | None = None
+    """A folder with the tokenizer.json and tokenizer_config.json of a text encoder that has not CLIP's own tokenizer
+    (SigLIP, CLIPA, multilingual ones); null: those that the architecture names, from the model hub or its cache. Needs
+    pip install 'fedmoe[tokenizers]'."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of CLIP's weights and activations; that of prompts, gates and losses is optim.precision."""
     quick_gelu: bool | None = None
@@ -59,7 +63,8 @@ class PromptConfig:
     text_pass: Literal["shared", "cut", "full"] = "shared"
     """How text features are computed; the results are equal. shared computes each distinct token once (the prefix that
     all classes have in common, then each class up to its EOT), cut drops the tokens after the last EOT, full is
-    open_clip's own pass over all 77 tokens."""
+    open_clip's own pass over all 77 tokens. Where the text encoder does not allow the one chosen, the next of them is
+    taken: full if each token sees those behind it (SigLIP, MobileCLIP), cut if blocks are not CLIP's own."""
 
     def __post_init__(self) -> None:
         require(self.length >= 1, "prompt.length", self.length, "an integer of at least 1")

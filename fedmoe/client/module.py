@@ -253,8 +253,12 @@ class ClientModule(L.LightningModule):
         return self._formatted(inputs)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Class logits [b, C] of preprocessed images [b, 3, S, S], or of the features that the method works with."""
-        return self.method.logits(self, self.features(inputs))
+        """Class logits [b, C] of preprocessed images [b, 3, S, S], or of the features that the method works with.
+
+        With SigLIP's bias, which training leaves out: it cancels in the loss's softmax.
+        """
+        logits = self.method.logits(self, self.features(inputs))
+        return logits if self.clip.logit_bias is None else logits + self.clip.logit_bias
 
     # Lightning's hooks
 

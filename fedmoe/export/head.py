@@ -46,7 +46,7 @@ def load_head(folder: str | Path) -> Head:
 class Head(nn.Module):
     """What a client adds to CLIP's image encoder.
 
-    logits = logit_scale * (lmbda * I . T + mix(I)), where mix depends on ``kind``:
+    logits = logit_scale * (lmbda * I . T + mix(I)) + logit_bias, where mix depends on ``kind``:
 
     - linear: 0
     - attention, uniform, projection: pool(I) . T_MoE, with T_MoE [b, C, g] the gate's mixture of the pooled text
@@ -54,8 +54,8 @@ class Head(nn.Module):
     - adapter: A(pool(I)) . pool(T), A(x) = scale * (W_2 relu(W_1 x + b_1) + b_2)
 
     Args:
-        settings: kind, logit_scale and lmbda; with a gate or adapter also gating_dim and pooling, and of attention
-            heads and attention_scale.
+        settings: kind, logit_scale, lmbda, and logit_bias if CLIP has one; with a gate or adapter also gating_dim and
+            pooling, and of attention heads and attention_scale.
         tensors: text [K + 1, C, d], the client's own first, and the tensors of gate or adapter.
         class_names: C names.
     """
@@ -78,7 +78,8 @@ class Head(nn.Module):
     def forward(self, image_features: Tensor) -> Tensor:
         """Image features [b, d] -> logits [b, C]."""
         plain = self.settings["lmbda"] * image_features @ self.text[0].T
-        return self.settings["logit_scale"] * (plain + self._mix(image_features))
+        logits: Tensor = self.settings["logit_scale"] * (plain + self._mix(image_features))
+        return logits + self.settings["logit_bias"] if "logit_bias" in self.settings else logits
 
     def expert_weights(self, image_features: Tensor) -> Tensor:
         """Weights of the experts for each image, mean over classes and heads: [b, K + 1]; ones [b, 1] without a gate.

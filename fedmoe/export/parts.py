@@ -45,6 +45,8 @@ def head_parts(module: ClientModule) -> HeadParts:
         raise _refused(method)
     settings, tensors = build(module)
     settings = {**settings, "logit_scale": module.logit_scale}
+    if module.clip.logit_bias is not None:
+        settings["logit_bias"] = module.clip.logit_bias
     own = {name: tensor.detach().float().cpu() for name, tensor in tensors.items()}
     parts = HeadParts(settings, own, list(module.prompts.class_names))
     probe = torch.nn.functional.normalize(torch.randn(16, module.clip.feature_dim, generator=_generator()), dim=-1)

@@ -48,8 +48,9 @@ class DPFPL(Method):
     not each round, and U and V are two. For a guarantee that is proven, leave both kinds of noise at 0 and choose
     ``privacy.mechanism``: upload protects G, dpsgd both prompts.
 
-    The release also steps each client with the last client's local gradient, keeps one momentum buffer for all, and
-    subtracts nothing (``reconstruction``). All but the last are left out here.
+    The clipping stays where ``noise`` is 0, as the algorithm has it; the release leaves both out then, which is
+    ``clip: null`` here. The release also steps each client with the last client's local gradient, keeps one momentum
+    buffer for all, and subtracts nothing (``reconstruction``). All but the last are left out here.
 
     Args:
         rank: r, at most the prompt's length.

@@ -108,8 +108,7 @@ class FedMGP(TowerMethod):
         weights: examples weights the mean by n_i, equal does not.
         template: the sentence around a class name, with {class} in its place; its first words are where a group's text
             vectors go, and what they start from, with N(0, 0.01^2) added.
-        save_memory: keep no activations within the image tower's blocks for the backward pass, which computes them
-        again.
+        save_memory: keep no activations within the towers' blocks for the backward pass, which computes them again.
         tokens: number format in which the cached tokens are kept; float16 takes half the room.
     """
 

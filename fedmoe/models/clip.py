@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -26,6 +26,7 @@ from fedmoe.config import ClipConfig
 from fedmoe.errors import UserError, did_you_mean
 from fedmoe.models.model_config import read_model_config
 from fedmoe.models.text_tower import TextTower, require_prompts
+from fedmoe.models.tokenizer import FILES, ClipTokenizer, FileTokenizer, Tokenizer, pack
 from fedmoe.readers.weights import EMBEDDING, WeightsFile, expand_rows, read_weights, require_model_fit
 
 if TYPE_CHECKING:
@@ -42,25 +43,28 @@ class FrozenCLIP(nn.Module):
     Attributes:
         preprocess: PIL image -> [3, H, W], open_clip's own validation transform for these weights.
         logit_scale: CLIP's factor on similarities, exp(logit_scale).
+        logit_bias: what SigLIP adds to every logit; None if there is none. It cancels in a softmax over classes.
         feature_dim: d. token_width: w. image_size: side of the input images in pixels.
-        text: the text tower's parts.
+        text: the text tower's parts. tokenizer: the text tower's.
         name: architecture and weights, for lists.
     """
 
     model: Any  # open_clip's CLIP or CustomTextCLIP
 
     def __init__(
-        self, model: Any, config: Mapping[str, Any], preprocess: Callable[[Image.Image], Tensor], tokenizer: Any
+        self, model: Any, config: Mapping[str, Any], preprocess: Callable[[Image.Image], Tensor], tokenizer: Tokenizer
     ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.training = False
         self.preprocess = preprocess
         self._config = dict(config)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._known: set[int] | None = None
         self.text = TextTower(getattr(self.model, "text", self.model))
         self.logit_scale = float(model.logit_scale.detach().float().exp())
+        bias = getattr(model, "logit_bias", None)
+        self.logit_bias = None if bias is None else float(bias.detach().float())
         self.feature_dim = int(config["embed_dim"])
         self.token_width = self.text.token_embedding.embedding_dim
         size = model.visual.image_size
@@ -93,6 +97,7 @@ class FrozenCLIP(nn.Module):
     def _load(cls, cfg: ClipConfig) -> FrozenCLIP:
         config, overlay = _model_config(cfg)
         require_prompts(config, _name(cfg))
+        tokenizer = _tokenizer(cfg, config)
         tag = _tag(cfg)
         path = _weights_path(cfg, tag)
         checkpoint = None if path is None else read_weights(path)
@@ -102,18 +107,9 @@ class FrozenCLIP(nn.Module):
         if checkpoint is not None and path is not None:
             known = _fill(model, checkpoint, path, cfg)
         _to_precision(model, config, _DTYPES[cfg.precision])
-        from open_clip.tokenizer import SimpleTokenizer
-
-        text = config["text_cfg"]
-        tokenizer = SimpleTokenizer(
-            context_length=text.get("context_length", 77), **(text.get("tokenizer_kwargs") or {})
-        )
-        if tokenizer.vocab_size > text.get("vocab_size", tokenizer.vocab_size):
-            raise UserError(
-                f"The text encoder of {_name(cfg)} has a vocabulary of {text['vocab_size']} tokens; valid is at least "
-                f"{tokenizer.vocab_size}, as many as the tokenizer has."
-            )
-        clip = cls(model, {**config, "precision": cfg.precision}, _preprocess(cfg, model, tag, overlay), tokenizer)
+        identity = {} if tokenizer.identity is None else {"tokenizer": tokenizer.identity}
+        settings = {**config, "precision": cfg.precision, **identity}
+        clip = cls(model, settings, _preprocess(cfg, model, tag, overlay), tokenizer)
         clip._known = known
         clip.name = f"{cfg.architecture} {Path(cfg.weights).name if cfg.weights else cfg.pretrained or 'random'}"
         return clip
@@ -141,11 +137,15 @@ class FrozenCLIP(nn.Module):
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """open_clip's tokens [n, context_length]; a text that is too long is cut, with EOT as its last token."""
-        return self._tokenizer(list(texts))
+        return self.pack([self.tokenizer.encode(text) for text in texts])
+
+    def pack(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Tokens of n texts, each without special tokens, with these and padding: [n, context_length]."""
+        return pack(self.tokenizer, texts)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, without SOS and EOT."""
-        return len(self._tokenizer.encode(text))
+        return len(self.tokenizer.encode(text))
 
     def unknown_tokens(self, ids: Iterable[int] | Tensor) -> set[int]:
         """Those of ``ids`` whose embedding is missing in a compact checkpoint; none for a complete one."""
@@ -154,7 +154,7 @@ class FrozenCLIP(nn.Module):
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of tokens, for messages."""
-        return self._tokenizer.decode(list(ids)).strip()
+        return self.tokenizer.decode(list(ids))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -309,6 +309,51 @@ def _quick_gelu(cfg: ClipConfig, config: Mapping[str, Any], tag: _Tag | None, ch
     return found == {True}
 
 
+def _tokenizer(cfg: ClipConfig, config: Mapping[str, Any]) -> Tokenizer:
+    """CLIP's own tokenizer, or the one that the architecture names."""
+    from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
+
+    text = config["text_cfg"]
+    window, vocabulary = text.get("context_length", 77), text.get("vocab_size", 49408)
+    arguments = dict(text.get("tokenizer_kwargs") or {})
+    if not text.get("hf_tokenizer_name"):
+        if cfg.tokenizer is not None:
+            raise UserError(f"clip.tokenizer is {cfg.tokenizer}, but {_name(cfg)} has CLIP's own; valid is null.")
+        simple = SimpleTokenizer(context_length=window, **arguments)
+        if simple.vocab_size > vocabulary:
+            raise UserError(
+                f"The text encoder of {_name(cfg)} has a vocabulary of {vocabulary} tokens; valid is at least "
+                f"{simple.vocab_size}, as many as the tokenizer has."
+            )
+        return ClipTokenizer(simple)
+    clean, strip = get_clean_fn(arguments.pop("clean", "whitespace")), bool(arguments.pop("strip_sep_token", False))
+    if arguments or text.get("tokenizer_mode"):
+        odd = ", ".join(arguments) or f"tokenizer_mode = {text['tokenizer_mode']}"
+        raise UserError(f"The tokenizer of {_name(cfg)} has {odd}; valid are the options clean and strip_sep_token.")
+    return FileTokenizer(_tokenizer_folder(cfg, text["hf_tokenizer_name"]), window, vocabulary, clean, strip)
+
+
+def _tokenizer_folder(cfg: ClipConfig, repository: str) -> Path:
+    """The folder with the tokenizer's files: a local one, or that of the model hub's cache."""
+    if cfg.tokenizer is not None:
+        return Path(cfg.tokenizer).expanduser()
+    local = f"set clip.tokenizer to a folder with its {' and '.join(FILES)}"
+    if cfg.model_config is not None:
+        raise UserError(
+            f"{_name(cfg)} names the tokenizer {repository}, which is not fetched for a local file; {local}."
+        )
+    from huggingface_hub import hf_hub_download
+
+    try:
+        with _few_words():
+            return [Path(hf_hub_download(repository, name)).parent for name in FILES][-1]
+    except Exception as error:  # whatever the network, the cache or the hub's client raise
+        raise UserError(
+            f"The tokenizer {repository} of {_name(cfg)} could not be fetched ({_first(error)}); without a network, "
+            f"{local}."
+        ) from error
+
+
 def _build(cfg: ClipConfig, config: Mapping[str, Any]) -> nn.Module:
     """The architecture with random weights, always the same ones, from no global generator."""
     from open_clip.model import CLIP, CustomTextCLIP
@@ -348,13 +393,17 @@ def _fill(model: nn.Module, checkpoint: WeightsFile, path: Path, cfg: ClipConfig
         raise UserError(f"The weights file {path} does not fit {_name(cfg)}: {_first(error)}.") from error
     if custom and "positional_embedding" in state:
         state = convert_to_custom_text_state_dict(state)
-    if "logit_scale" in state and state["logit_scale"].numel() == needed["logit_scale"].numel():
-        state["logit_scale"] = state["logit_scale"].reshape(needed["logit_scale"].shape)
+    for name in ("logit_scale", "logit_bias"):
+        if name in state and name in needed and state[name].numel() == needed[name].numel():
+            state[name] = state[name].reshape(needed[name].shape)
     require_model_fit(state, needed, path, _name(cfg))
     model.load_state_dict(state, strict=False)
     scale = float(state["logit_scale"].float().max().exp())
     if not math.isfinite(scale):
         raise UserError(f"In the weights file {path}, exp(logit_scale) is {scale}; valid is a finite number.")
+    bias = float(state["logit_bias"].float().sum()) if "logit_bias" in needed else 0.0
+    if not math.isfinite(bias):
+        raise UserError(f"In the weights file {path}, logit_bias is {bias}; valid is a finite number.")
     return known
 
 

@@ -173,16 +173,17 @@ def sentence_layout(clip: FrozenCLIP, names: Sequence[str], template: str, learn
     if ahead < learned:
         raise UserError(f"The template {template!r} has {ahead} tokens before the name; valid are at least {learned}.")
     texts = [template.replace(place, name) for name in names]
-    limit = clip.text.context_length - 2
+    front = len(clip.tokenizer.front)
+    limit = clip.text.context_length - front - len(clip.tokenizer.behind)
     for text in texts:
         if clip.count_tokens(text) > limit:
             raise UserError(f"The sentence {text!r} has {clip.count_tokens(text)} tokens; valid is at most {limit}.")
     ids = clip.tokenize(texts)
-    eot = ids.argmax(dim=-1)
-    places = torch.arange(ids.shape[1])
-    _require_known(clip, ids[(places <= eot.unsqueeze(1)) & ((places < 1) | (places > learned))])
-    slots = torch.arange(ids.shape[1]).expand_as(ids) - 1  # of the positions after SOS
-    return PromptLayout(ids, torch.where(slots < learned, slots, -1), eot, class_specific=False)
+    slots = torch.arange(ids.shape[1]).expand_as(ids) - front  # of the positions after SOS
+    slots = torch.where((slots >= 0) & (slots < learned), slots, -1)
+    layout = PromptLayout(ids, slots, clip.text.ends(ids), class_specific=False, front=front)
+    _require_known(clip, _written(clip, layout))
+    return layout
 
 
 def prompt_layout(
@@ -196,34 +197,45 @@ def prompt_layout(
     Raises:
         UserError: a name that is empty, too long for the context window, or unknown to the embedded CLIP.
     """
-    placeholders = " ".join(["X"] * length)
-    window = clip.text.context_length
+    front, window = len(clip.tokenizer.front), clip.text.context_length
+    placeholder, sentences, sizes = clip.tokenizer.encode("X"), list[list[int]](), list[int]()
     for name in names:
         if not name:
             raise UserError("A class name is empty; valid are names with at least one character.")
-        used = 2 + clip.count_tokens(f"{placeholders} {name}.")
+        # Encoded behind another word: sentence pieces of a text's first word may differ.
+        whole, own = (clip.tokenizer.encode(f"X {text}")[len(placeholder) :] for text in (f"{name}.", name))
+        if not own:
+            raise UserError(f"The class name {name!r} has no tokens; valid are names with at least one letter.")
+        used = front + length + len(whole) + len(clip.tokenizer.behind)
         if used > window:
             raise UserError(
                 f"The class name {name!r} with prompt.length = {length} takes {used} tokens; valid are at most "
                 f"{window}, the length of CLIP's text window."
             )
-    ids = clip.tokenize([f"{placeholders} {name}." for name in names])  # [C, L]
-    eot = ids.argmax(dim=-1)  # EOT is the largest id
+        sentences.append(placeholder[:1] * length + whole)
+        sizes.append(len(own) if whole[: len(own)] == own else len(whole))  # a piece may hold the full stop as well
+    ids = clip.pack(sentences)  # [C, L]
+    eot = clip.text.ends(ids)
     ahead = {"end": length, "middle": length // 2, "front": 0}[position]
     order, slots = [], []
-    for name in names:
+    for size in sizes:
         # Positions of "SOS X..X name . EOT" in their new order, with the name after the first vectors.
-        first_name, behind = 1 + length, 1 + length + clip.count_tokens(name)
+        first_name, behind = front + length, front + length + size
         places = torch.arange(window)
-        learned = places[1:first_name]
+        learned = places[front:first_name]
         order.append(
-            torch.cat([places[:1], learned[:ahead], places[first_name:behind], learned[ahead:], places[behind:]])
+            torch.cat([places[:front], learned[:ahead], places[first_name:behind], learned[ahead:], places[behind:]])
         )
-        slots.append(torch.where((order[-1] >= 1) & (order[-1] <= length), order[-1] - 1, -1))
-    layout = PromptLayout(ids.gather(1, torch.stack(order)), torch.stack(slots), eot, class_specific)
-    written = (layout.slots < 0) & (torch.arange(window) <= eot.unsqueeze(1))
-    _require_known(clip, layout.ids[written])
+        slots.append(torch.where((order[-1] >= front) & (order[-1] < first_name), order[-1] - front, -1))
+    layout = PromptLayout(ids.gather(1, torch.stack(order)), torch.stack(slots), eot, class_specific, front)
+    _require_known(clip, _written(clip, layout))
     return layout
+
+
+def _written(clip: FrozenCLIP, layout: PromptLayout) -> Tensor:
+    """The ids of the tokens that are not learned and change a feature."""
+    seen = torch.arange(layout.ids.shape[1]) <= layout.eot.unsqueeze(1)
+    return layout.ids[(layout.slots < 0) & (seen | (not clip.text.causal))]
 
 
 def readable(name: str) -> str:
@@ -239,9 +251,11 @@ def word_embeddings(clip: FrozenCLIP, text: str, key: str) -> Tensor:
     """
     text = readable(text)
     length = clip.count_tokens(text)
-    if not 1 <= length <= clip.text.context_length - 3:
-        raise UserError(f"{key} is {text!r}, which has {length} tokens; valid are 1 to {clip.text.context_length - 3}.")
-    ids = clip.tokenize([text])[0, 1 : 1 + length]
+    special = len(clip.tokenizer.front) + len(clip.tokenizer.behind)
+    limit = clip.text.context_length - special - 1  # with one token for the class name
+    if not 1 <= length <= limit:
+        raise UserError(f"{key} is {text!r}, which has {length} tokens; valid are 1 to {limit}.")
+    ids = torch.tensor(clip.tokenizer.encode(text))
     _require_known(clip, ids)
     with torch.no_grad():
         return clip.text.token_embedding(ids.to(clip.text.device)).float().cpu()

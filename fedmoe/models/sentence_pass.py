@@ -15,7 +15,7 @@ from fedmoe.models.text_tower import TextTower
 
 
 class SentencePass:
-    """open_clip's own blocks on tokens up to the last EOT.
+    """open_clip's own blocks on tokens up to the last EOT, or on all where each sees those behind it.
 
     Args:
         tower: CLIP's text tower.
@@ -54,7 +54,7 @@ class SentencePass:
         if self._device == device:
             return
         tower, layout = self._tower, self._layout
-        length = int(layout.eot.max()) + 1
+        length = int(layout.eot.max()) + 1 if tower.causal else tower.context_length
         self._slots, self._eot = layout.slots[:, :length].to(device), layout.eot.to(device)
         self._positions = tower.positional_embedding.to(tower.dtype)
         self._mask = tower.mask(length)

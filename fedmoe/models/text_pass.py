@@ -1,7 +1,8 @@
 """From prompts to text features, three ways with equal results.
 
 CLIP's text encoder is causal and is read at the EOT, so tokens after the EOT change nothing, and tokens that are the
-same before every class name have the same keys and values for every class.
+same before every class name have the same keys and values for every class. Where each token sees all others (SigLIP,
+MobileCLIP), only the plain pass over all positions is right, and is taken.
 
 - ``PlainPass`` runs open_clip's own modules: on all tokens (``full``, the oracle) or up to the last EOT (``cut``).
 - ``SharedPass`` (``shared``) runs each distinct token once: a trunk of tokens that all classes have in common, and a
@@ -39,27 +40,31 @@ class PromptLayout:
     """What is at each position.
 
     ``ids`` [C, L] are the token ids; ``slots`` [C, L] is j at the position of context vector j and -1 elsewhere;
-    ``eot`` [C] is the position at which each feature is read.
+    ``eot`` [C] is the position at which each feature is read; ``front`` is the number of special tokens before each
+    text (1: SOS).
     """
 
     ids: Tensor
     slots: Tensor
     eot: Tensor
     class_specific: bool
+    front: int = 1
 
     @property
     def trunk(self) -> int:
         """Number of leading positions that are the same for every class: SOS, and the context after it if generic."""
         if self.class_specific:
-            return 1
+            return self.front
         same = (self.slots[0] >= 0) & (self.slots == self.slots[:1]).all(dim=0)
-        return 1 + int(same[1:].int().cumprod(dim=0).sum())
+        return self.front + int(same[self.front :].int().cumprod(dim=0).sum())
 
 
 def text_pass(kind: Literal["shared", "cut", "full"], tower: TextTower, layout: PromptLayout) -> TextPass:
-    """The pass of that name. It maps contexts [M, l, w] ([M, C, l, w] if class-specific) on the tower's device to
-    features [M, C, d] before normalization."""
-    return SharedPass(tower, layout) if kind == "shared" else PlainPass(tower, layout, cut=kind == "cut")
+    """The pass of that name, or the next plainer one that is right for the tower. It maps contexts [M, l, w]
+    ([M, C, l, w] if class-specific) on the tower's device to features [M, C, d] before normalization."""
+    if kind == "shared" and tower.causal and tower.plain_blocks:
+        return SharedPass(tower, layout)
+    return PlainPass(tower, layout, cut=kind != "full" and tower.causal)
 
 
 class PlainPass:

@@ -15,7 +15,7 @@ from fedmoe.errors import UserError
 
 
 class TextTower:
-    """open_clip's causal text transformer, part by part, for the text pass.
+    """open_clip's text transformer, part by part, for the text pass.
 
     Holds references only: the modules belong to ``FrozenCLIP`` and move with it.
     """
@@ -57,6 +57,26 @@ class TextTower:
         return self._module.context_length
 
     @property
+    def causal(self) -> bool:
+        """Whether each token sees only those before it, so that what follows the one that is read changes nothing."""
+        return self._module.attn_mask is not None
+
+    @property
+    def plain_blocks(self) -> bool:
+        """Whether blocks are CLIP's own, whose arithmetic ``SharedPass`` knows."""
+        return all(type(block).__name__ == "ResidualAttentionBlock" for block in self.blocks)
+
+    def ends(self, ids: Tensor) -> Tensor:
+        """The position at which the feature of each text [n, L] is read, [n]: open_clip's ``pool_type``."""
+        prefix = "text_" if hasattr(self._module, "text_pool_type") else ""
+        pool, eos = (getattr(self._module, prefix + name) for name in ("pool_type", "eos_id"))
+        if pool == "eos":
+            return (ids == eos).int().argmax(dim=-1)
+        if pool == "argmax":  # the EOT is the largest of CLIP's ids
+            return ids.argmax(dim=-1)
+        return torch.full((len(ids),), {"first": 0, "last": ids.shape[1] - 1}[str(pool)])
+
+    @property
     def dtype(self) -> torch.dtype:
         """Number format of the linear maps, and of the activations between them."""
         return self._module.transformer.get_cast_dtype()
@@ -66,13 +86,13 @@ class TextTower:
         return self.positional_embedding.device
 
     def transform(self, x: Tensor) -> Tensor:
-        """open_clip's own transformer with its causal mask, on embedded tokens [n, at most context_length, w]."""
+        """open_clip's own transformer with its mask, on embedded tokens [n, at most context_length, w]."""
         return self._module.transformer(x, attn_mask=self.mask(x.shape[1]))
 
-    def mask(self, length: int) -> Tensor:
-        """The causal attention mask of so many tokens, [length, length]."""
-        found: Tensor = self._module.attn_mask[:length, :length]
-        return found
+    def mask(self, length: int) -> Tensor | None:
+        """The causal attention mask of so many tokens, [length, length]; None if there is none."""
+        found: Tensor | None = self._module.attn_mask
+        return None if found is None else found[:length, :length]
 
     def project(self, x: Tensor) -> Tensor:
         """Final norm and projection of the tokens at the EOT: [..., w] -> [..., d]."""
@@ -85,25 +105,18 @@ class TextTower:
 def require_prompts(config: Mapping[str, Any], name: str) -> None:
     """Raise ``UserError`` unless prompts can be learned for the text encoder of a model in open_clip's config format.
 
-    That takes a causal transformer over token vectors that is read at the EOT, which has the largest token id.
+    That takes open_clip's text transformer over token vectors, read at a position that depends on the prompt.
     """
     text = config["text_cfg"]
-    other_blocks = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
-    reason = None
+    pool, reason = text.get("pool_type", "argmax"), None
     if "multimodal_cfg" in config or text.get("embed_cls"):
-        reason = "is CoCa's, with a class token"
+        reason = "is CoCa's, which reads a class token behind a mask of the words, and so of the prompt"
     elif text.get("hf_model_name"):
-        reason = f"is Hugging Face's {text['hf_model_name']}"
-    elif text.get("no_causal_mask"):
-        reason = "is not causal"
-    elif text.get("pool_type", "argmax") != "argmax":
-        reason = f"is read by the rule {text['pool_type']!r} and not at CLIP's EOT token"
-    elif text.get("hf_tokenizer_name"):
-        reason = f"uses the tokenizer {text['hf_tokenizer_name']} and not CLIP's"
-    elif text.get("block_type") == "custom" or any(text.get(option) for option in other_blocks):
-        reason = "has attention blocks of another kind"
+        reason = f"is Hugging Face's {text['hf_model_name']}, which takes token ids and no vectors"
+    elif pool == "none" or (pool == "first" and not text.get("no_causal_mask")):
+        reason = f"is read by the rule {pool!r}, at no position that a prompt could change"
     if reason:
         raise UserError(
-            f"The text encoder of {name} {reason}; valid are architectures with CLIP's own causal text transformer, "
-            "such as RN50, ViT-B-16 or ViT-L-14."
+            f"The text encoder of {name} {reason}; valid are architectures with open_clip's own text transformer, such "
+            "as RN50, ViT-B-16 or ViT-B-16-SigLIP."
         )
