@@ -153,12 +153,8 @@ class Head(nn.Module):
 
     def _routes(self, image: Tensor) -> Tensor:  # [b, M]
         inner = self._linear("router_output", self._linear("router_value", image))
-        norm = nn.functional.layer_norm(
-            inner,
-            inner.shape[-1:],
-            getattr(self, "router_norm_weight"),
-            getattr(self, "router_norm_bias"),  # noqa: B009
-        )
+        scale, shift = (getattr(self, f"router_norm_{name}") for name in ("weight", "bias"))
+        norm = nn.functional.layer_norm(inner, inner.shape[-1:], scale, shift)
         return self._linear("router_weights", norm).softmax(dim=-1)
 
     def _routed(self, image: Tensor) -> Tensor:
