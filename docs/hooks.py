@@ -8,6 +8,8 @@ A line of a page that is one of these is replaced:
 - ``{{ methods }}``: the docstrings of the methods that the page has no section for.
 - ``{{ status }}``: what was run of each table and figure; each of its pages is the README.md of the experiment.
 
+tutorial.py, a notebook in jupytext's percent format, becomes the page tutorial.md.
+
 Links in an included file lead to the page that includes the whole of it, pictures are copied, and a link to anything
 else in the repository becomes its text. A section that does not exist ends the build.
 """
@@ -30,6 +32,7 @@ EXPERIMENTS = sorted(path.parent.name for path in ROOT.glob("experiments/*/READM
 PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "extending.md",
+    "docs/tutorial.py": "tutorial.md",
     "configs/data/README.md": "data.md",
     "configs/regimes/README.md": "protocols.md",
     **{f"experiments/{name}/README.md": f"experiments/{name}.md" for name in EXPERIMENTS},
@@ -45,6 +48,8 @@ def on_files(files: Any, config: Any) -> Any:
     for name in EXPERIMENTS:
         content = f"{{{{ experiments/{name}/README.md }}}}\n"
         files.append(File.generated(config, f"experiments/{name}.md", content=content))
+    notebook = (ROOT / "docs" / "tutorial.py").read_text(encoding="utf-8")
+    files.append(File.generated(config, "tutorial.md", content=_notebook(notebook)))
     for picture in _PICTURES:
         files.append(File.generated(config, f"pictures/{picture}", abs_src_path=str(ROOT / picture)))
     return files
@@ -62,6 +67,16 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         return _links(_section(name, text, section) if of_section else text, name, here)
 
     return _LINE.sub(replace, markdown)
+
+
+def _notebook(text: str) -> str:
+    """The Markdown of a notebook's cells, which begin with # %%; what precedes the first one is jupytext's."""
+    parts = re.split(r"^# %%(.*)\n", text, flags=re.MULTILINE)[1:]
+    cells = []
+    for kind, cell in zip(parts[::2], parts[1::2], strict=True):
+        words = re.sub(r"^# ?", "", cell.strip(), flags=re.MULTILINE)
+        cells.append(words if "[markdown]" in kind else f"```python\n{cell.strip()}\n```")
+    return "\n\n".join(cells) + "\n"
 
 
 def _section(name: str, text: str, section: str) -> str:

@@ -100,6 +100,9 @@ class FederationConfig:
     validation: float = 0.0
     """Share of each client's training examples, in [0, 1), that it does not train on: drawn evenly over its classes.
     Their accuracy is what settings and checkpoints are chosen by; 0 in the paper's tables."""
+    evaluate_train: bool = False
+    """Whether evaluations also score each client on its own training images (on augmented ones, where views are):
+    the distance to its test accuracy is the generalization gap."""
     evaluate_others: bool = False
     """Whether evaluations also score each client on the test images of classes that it has no training images of: of
     all clients, or of those of its domain, where the data has domains. That is a simulation's privilege, and costs as
@@ -325,9 +328,9 @@ class TrackingConfig:
 
     Those three are always written."""
 
-    wandb: Literal["disabled", "offline", "online"] = "disabled"
-    """W&B: not used (disabled), written to the run folder for a later `wandb sync` (offline), or sent to its server
-    during the run (online)."""
+    wandb: Literal["disabled", "offline", "online"] | bool = "disabled"
+    """W&B: not used (disabled, or false), written to the run folder for a later `wandb sync` (offline), or sent to its
+    server during the run (online, or true)."""
     project: str = "fedmoe"
     """W&B's project."""
     entity: str | None = None
@@ -342,6 +345,9 @@ class TrackingConfig:
     detail_every: int = 10
     """Number of rounds between sets of tables and pictures (clients, experts, attention), which only evaluated rounds
     have; the last round always has one."""
+    artifacts: bool = False
+    """Also give W&B the last checkpoint and the run's settings, as an artifact with which predict, export and evaluate
+    work: the prompts and gates of all clients, also what never leaves them in a round."""
     tensorboard: bool = False
     """Also write TensorBoard's event files to the run folder; needs pip install 'fedmoe[tensorboard]'."""
     dir: str | None = None
@@ -350,6 +356,8 @@ class TrackingConfig:
     """Maximum number of seconds that the end of a run waits for W&B; rounds never wait."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.wandb, bool):
+            object.__setattr__(self, "wandb", "online" if self.wandb else "disabled")
         require(
             self.wandb in ("disabled", "offline", "online"), "tracking.wandb", self.wandb, "disabled, offline or online"
         )

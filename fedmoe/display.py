@@ -28,16 +28,25 @@ def format_bytes(number: float, like: float | None = None) -> str:
     return f"{number:.0f} B" if unit == "B" else f"{number / factor:.1f} {unit}"
 
 
+_WITH_PLACE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+LEVELS = ("debug", "info", "warning", "error")  # of what is said, from most to least
+
+
 class _Log(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         print(printable(self.format(record)), file=sys.stderr)
 
 
-def log_as_text() -> None:
-    """Print the package's warnings to stderr as Python does by itself, but with control characters escaped."""
+def log_as_text(level: str = "info") -> None:
+    """Print the package's messages from a level on to stderr as Python does by itself, but with control characters
+    escaped; with the level debug also when and where they come from."""
     logger = logging.getLogger("fedmoe")
+    logger.setLevel(level.upper())
     if not logger.hasHandlers():  # as Python does: where someone handles them already, nothing is printed besides
         logger.addHandler(_Log())
+    for handler in logger.handlers:
+        if isinstance(handler, _Log):
+            handler.setFormatter(logging.Formatter(_WITH_PLACE if level == "debug" else None))
 
 
 def plain(text: str, style: str = "") -> Text:

@@ -135,12 +135,34 @@ def test_accuracy_on_classes_that_only_others_hold(
     assert (found["mean"], found["std"]) == pytest.approx((np.mean(shares), np.std(shares)), abs=1e-4)
 
 
-def test_the_option_changes_nothing_else(embedded_clip: Any, data: FederatedData) -> None:
+def test_the_generalization_gap_is_that_of_each_client(embedded_clip: Any, data: FederatedData) -> None:
+    federation, log = run(embedded_clip, data, PFedMoAP(num_experts=2), replace(CONFIG, evaluate_train=True))
+    train, test = [], []
+    for client_id in range(CLIENTS):
+        module, own = loaded(federation, client_id), data.client(client_id)
+        with torch.no_grad():
+            train.append((module(own.train_features).argmax(1) == own.train_labels).double().mean().item())
+            test.append((module(own.test_features).argmax(1) == own.test_labels).double().mean().item())
+    assert min(train) < 1 and train != test
+    expected = {"train_accuracy": 100 * np.mean(train), "gap": 100 * np.mean(np.subtract(train, test))}
+    assert log.records[-1].generalization == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (replace(CONFIG, evaluate_others=True), "accuracy_others"),
+        (replace(CONFIG, evaluate_train=True), "generalization"),
+    ],
+)
+def test_the_option_changes_nothing_else(
+    embedded_clip: Any, data: FederatedData, config: FederationConfig, name: str
+) -> None:
     _, log = run(embedded_clip, data, PFedMoAP(num_experts=2))
-    _, asked = run(embedded_clip, data, PFedMoAP(num_experts=2), replace(CONFIG, evaluate_others=True))
+    _, asked = run(embedded_clip, data, PFedMoAP(num_experts=2), config)
     for one, other in zip(log.records, asked.records, strict=True):
-        assert (one.accuracy_others, one.seconds) != (other.accuracy_others, other.seconds)
-        assert one.to_json() == {**other.to_json(), "accuracy_others": None, "seconds": one.seconds}
+        assert getattr(one, name) is None and getattr(other, name) is not None
+        assert one.to_json() == {**other.to_json(), name: None, "seconds": one.seconds}
 
 
 def test_a_client_that_holds_every_class_has_no_others(embedded_clip: Any, cache: FeatureConfig) -> None:

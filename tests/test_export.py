@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,10 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from fedmoe.cli import main
 from fedmoe.data.sets.digits import Digits
+from fedmoe.errors import UserError
 from fedmoe.export.head import load_head
+from fedmoe.export.parts import head_parts
 from fedmoe.federation.restore import read_state
 from fedmoe.federation.state import FederationState
-from fedmoe.methods import LocalAdapter
+from fedmoe.methods import FedLoRA, FedMaPLe, FedVPT, LocalAdapter, Method, PFedMMA
 from fedmoe.models.adapter import ResidualAdapter
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.protocol.client import Client
@@ -103,6 +106,8 @@ def predicted(run: Path, images: Path, capsys: Capture, client: int = CLIENT) ->
     return found
 
 
+TOWER = ("--clip.architecture=fedmoe-tiny-vit", "--federation.rounds=1", "--data.subset.train=90")
+NEIGHBOURS = ("--method=NeighbourMixture", "--method.num_experts=2", "--method.lmbda=0.7")
 MIXTURE = ("--method=PFedMoAP", "--method.num_experts=2")
 
 
@@ -118,6 +123,12 @@ MIXTURE = ("--method=PFedMoAP", "--method.num_experts=2")
         ("--method=FedPGP",),
         ("--method=PromptFLFT", "--method.epochs=1"),
         ("--method=ZeroShot",),
+        ("--method=PromptFolio", "--method.theta=0.3"),
+        ("--method=FedPHA", "--method.lengths=[4, 8]"),
+        ("--method=DPFPL",),
+        ("--method=FedTPG",),
+        NEIGHBOURS,
+        ("--method=NeighbourMixture", "--method.num_experts=0", "--method.head_weight=0"),
     ],
 )
 def test_the_exported_head_predicts_what_the_client_predicts(
@@ -158,9 +169,34 @@ def test_the_folder_needs_nothing_of_this_package(
     assert ran.stdout.strip() == f"{best} three"
 
 
+def test_a_routers_head_predicts_and_routes_as_the_client_does(
+    fit: Fit, images: Path, features: torch.Tensor, tmp_path: Path, capsys: Capture
+) -> None:
+    run, out = fit("--method=FedSEPT", "--method.num_experts=3"), tmp_path / "out"
+    assert main(["export", str(run), str(out), f"--client={CLIENT}"]) == 0
+    head, told = load_head(out), json.loads((out / "client.json").read_text())
+    assert told["experts"] == ["expert 1", "expert 2", "expert 3"]
+    for one, shares in zip(predicted(run, images, capsys), head(features).softmax(dim=-1).tolist(), strict=True):
+        probabilities = {entry["class"]: entry["probability"] for entry in one["classes"]}
+        assert probabilities == pytest.approx(dict(zip(head.class_names, shares, strict=True)), abs=1e-5)
+    state = {name.rpartition("router.")[2]: t for name, t in load_file(out / "client.safetensors").items()}
+    value = torch.nn.functional.linear(features, state["value.weight"], state["value.bias"])
+    inner = torch.nn.functional.linear(value, state["output.weight"], state["output.bias"])
+    norm = (inner - inner.mean(-1, keepdim=True)) / (inner.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    norm = norm * state["norm.weight"] + state["norm.bias"]
+    weights = (norm @ state["weights.weight"].T + state["weights.bias"]).softmax(-1)
+    assert torch.allclose(head.expert_weights(features), weights, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "options",
-    [MIXTURE, (*MIXTURE, "--method.gate=linear", "--method.pooling=average"), ("--method=LocalAdapter",)],
+    [
+        MIXTURE,
+        (*MIXTURE, "--method.gate=linear", "--method.pooling=average"),
+        ("--method=LocalAdapter",),
+        NEIGHBOURS,
+        ("--method=FedSEPT", "--method.num_experts=3"),
+    ],
 )
 def test_onnx_computes_what_the_client_computes(
     options: tuple[str, ...], fit: Fit, images: Path, features: torch.Tensor, tmp_path: Path, capsys: Capture
@@ -194,21 +230,28 @@ def test_the_card_has_a_hubs_header_and_the_accuracy_of_the_last_evaluation(
 
 
 @pytest.mark.parametrize(
-    ("options", "name"),
+    ("options", "name", "why"),
     [
-        (("--method=FedOTP",), "FedOTP"),
-        (("--method=PFedPrompt",), "PFedPrompt"),
-        (("--method=test_export.OtherAdapter",), "OtherAdapter"),
-        (("--method=test_export.OtherLogits",), "OtherLogits"),
+        (("--method=FedOTP",), "FedOTP", "places of an image"),
+        (("--method=PFedPrompt",), "PFedPrompt", "features of the client's training images, which never leave"),
+        (("--method=FedMGP", *TOWER), "FedMGP", "works within CLIP's image encoder"),
+        (("--method=test_export.OtherAdapter",), "OtherAdapter", "none of the forms"),
+        (("--method=test_export.OtherLogits",), "OtherLogits", "none of the forms"),
     ],
 )
 def test_what_predicts_in_another_way_is_refused(
-    options: tuple[str, ...], name: str, fit: Fit, tmp_path: Path, capsys: Capture
+    options: tuple[str, ...], name: str, why: str, fit: Fit, tmp_path: Path, capsys: Capture
 ) -> None:
     sentence = fails(["export", str(fit(*options)), str(tmp_path / "out"), "--client=0"], capsys)
-    assert sentence.startswith(f"Error: {name} cannot be exported")
-    assert "PFedMoAP" in sentence
+    assert sentence.startswith(f"Error: {name} cannot be exported: ")
+    assert why in sentence and "PFedMoAP" in sentence
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", [FedLoRA(), FedMaPLe(), FedVPT(), PFedMMA()])
+def test_every_method_within_the_image_encoder_is_refused(method: Method) -> None:
+    with pytest.raises(UserError, match=f"^{type(method).__name__} cannot be exported: it works within CLIP's image"):
+        head_parts(SimpleNamespace(method=method))  # type: ignore[arg-type]
 
 
 def test_a_taken_place_is_left_as_it_is(fit: Fit, tmp_path: Path, capsys: Capture) -> None:
@@ -229,6 +272,17 @@ def test_a_client_goes_to_another_run_and_predicts_there_as_before(
     assert expected != before
     assert main(["import", str(out), f"--into={there}", "--client=2"]) == 0
     assert predicted(there, images, capsys, client=2) == expected  # all it predicts with is its own
+
+
+def test_a_newer_methods_client_returns_to_its_run(fit: Fit, images: Path, tmp_path: Path, capsys: Capture) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(fit("--method=FedPHA", "--method.lengths=[4, 8]"), run)
+    expected = predicted(run, images, capsys)
+    assert main(["export", str(run), str(out), f"--client={CLIENT}"]) == 0
+    assert main(["fit", "--resume", str(run), "--federation.rounds=3"]) == 0
+    assert predicted(run, images, capsys) != expected
+    assert main(["import", str(out), f"--into={run}", f"--client={CLIENT}"]) == 0
+    assert predicted(run, images, capsys) == expected
 
 
 def state_of(run: Path) -> FederationState:
@@ -315,6 +369,14 @@ def test_an_import_that_does_not_fit_changes_nothing(
     sentence = fails(["import", str(out), f"--into={run}", *(args or (f"--client={CLIENT}",))], capsys)
     assert all(word in sentence for word in words), sentence
     assert {path: path.read_bytes() for path in (run / "state").iterdir()} == before
+
+
+def test_a_local_prompt_goes_only_where_its_length_belongs(fit: Fit, tmp_path: Path, capsys: Capture) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(fit("--method=FedPHA", "--method.lengths=[4, 8]"), run)
+    assert main(["export", str(run), str(out), "--client=1"]) == 0
+    sentence = fails(["import", str(out), f"--into={run}", "--client=2"], capsys)
+    assert "client 1 with 8 context vectors" in sentence and "client 2 has 4 of them" in sentence
 
 
 def test_import_needs_a_run(tmp_path: Path, capsys: Capture) -> None:

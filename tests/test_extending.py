@@ -9,6 +9,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from fedmoe.protocol.client import Client
 from fedmoe.protocol.parameters import ModelSpec, Parameter, Scope, fixed
 from fedmoe.protocol.records import RoundContext, Update
 from fedmoe.runs.checkpoint import StateStore
-from fedmoe.server.state import ServerState
+from fedmoe.server.state import Known, ServerState
 
 ROOT = Path(__file__).parents[1]
 CONFIG = FederationConfig(clients=4, participation=0.5, rounds=2, local_epochs=1)
@@ -63,19 +64,6 @@ class OwnAdapter(Adapter):
     scope = Scope.PERSONAL
 
 
-class ServerMomentum(PromptFL):
-    """FedAvgM (Hsu et al., 2019, arXiv 1909.06335): v <- beta v + (w - mean); w <- w - v."""
-
-    beta = 0.5
-
-    def aggregate(self, server: ServerState, updates: Sequence[Update], context: RoundContext) -> None:
-        before = server.shared["prompt"]
-        super().aggregate(server, updates, context)
-        velocity = self.beta * server.extras.get("velocity", torch.zeros_like(before))
-        server.extras["velocity"] = velocity + before - server.shared["prompt"]
-        server.shared["prompt"] = before - server.extras["velocity"]
-
-
 class Alternating(PromptFL):
     """A cohort, an optimizer and metrics of its own: the clients 0 and 1 in odd rounds, 2 and 3 in even ones."""
 
@@ -96,6 +84,17 @@ class Alternating(PromptFL):
 def data(embedded_clip: FrozenCLIP, tmp_path_factory: pytest.TempPathFactory) -> FederatedData:
     cache = FeatureConfig(cache_dir=str(tmp_path_factory.mktemp("features")))
     return prepare(DIGITS, Dirichlet(0.5, 5), embedded_clip, CONFIG, cache, seed=0)
+
+
+@pytest.fixture
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on the path with every module that CONTRIBUTING.md and the page of the site show."""
+    text = (ROOT / "CONTRIBUTING.md").read_text() + (ROOT / "docs/extending.md").read_text()
+    for name, code in re.findall(r"```python\n# (\w+)\.py\n(.*?)```", text, re.S):
+        (tmp_path / f"{name}.py").write_text(code)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
 
 
 def test_a_shared_adapter_is_trained_sent_and_averaged(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
@@ -127,8 +126,9 @@ def test_a_personal_adapter_stays(embedded_clip: FrozenCLIP, data: FederatedData
     assert differences(federation.state, read) == []
 
 
-def test_server_momentum_by_hand(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
-    method, server = ServerMomentum(), ServerState({"prompt": torch.tensor([[4.0, 8.0]])})
+def test_server_momentum_by_hand(embedded_clip: FrozenCLIP, data: FederatedData, examples: Path) -> None:
+    method = importlib.import_module("momentum").ServerMomentum(beta=0.5)
+    server = ServerState({"prompt": torch.tensor([[4.0, 8.0]])})
     updates = [
         Update(0, {"prompt": torch.tensor([[0.0, 8.0]])}, 1),
         Update(1, {"prompt": torch.tensor([[4.0, 0.0]])}, 3),
@@ -139,10 +139,24 @@ def test_server_momentum_by_hand(embedded_clip: FrozenCLIP, data: FederatedData)
     method.aggregate(server, updates, RoundContext(2, (0, 1), 0))
     # v = 0.5 (1, 6) + (3 - 3, 2 - 2) = (0.5, 3); w = (2.5, -1)
     assert server.shared["prompt"].tolist() == [[2.5, -1.0]]
-    federation, _ = build_federation(embedded_clip, data, ServerMomentum(), CONFIG)
+    federation, _ = build_federation(embedded_clip, data, method, CONFIG)
     federation.run()
     tensors, _ = federation.state.flatten()
     assert "extras/velocity" in tensors
+
+
+def test_the_cohort_of_those_that_have_trained_least(
+    embedded_clip: FrozenCLIP, data: FederatedData, examples: Path
+) -> None:
+    method = importlib.import_module("leastseen").LeastSeen()
+    federation, log = build_federation(embedded_clip, data, method, replace(CONFIG, rounds=4))
+    federation.run()
+    cohorts = [record.cohort for record in log.records[1:]]
+    assert [len(cohort) for cohort in cohorts] == [2, 2, 2, 2]
+    for pair in (cohorts[:2], cohorts[2:]):  # two rounds of two reach all four
+        assert sorted(pair[0] + pair[1]) == [0, 1, 2, 3]
+    again = ServerState({}, clients={0: Known(3), 2: Known(1), 3: Known(2)})
+    assert method.cohort(again, CONFIG, 0, 9) == (1, 2)
 
 
 def test_own_cohort_optimizer_and_metrics(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
@@ -175,17 +189,6 @@ def test_metrics_of_a_method_reach_every_output(tmp_path: Path, monkeypatch: pyt
     assert last["metrics"] == {"clients": pytest.approx(2.0)}  # 1, 2 and 3 on 20 examples each
     rows = list(csv.DictReader((tmp_path / "run/rounds.csv").open()))
     assert float(rows[-1]["method/clients"]) == pytest.approx(2.0)
-
-
-@pytest.fixture
-def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on the path with every module that CONTRIBUTING.md shows."""
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    for name, code in re.findall(r"```python\n# (\w+)\.py\n(.*?)```", text, re.S):
-        (tmp_path / f"{name}.py").write_text(code)
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.syspath_prepend(tmp_path)
-    return tmp_path
 
 
 def test_the_examples_of_a_method_a_data_set_and_a_partition_run(examples: Path) -> None:

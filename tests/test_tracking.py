@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import signal
@@ -23,7 +24,10 @@ from federation_helpers import build_federation
 from fork_server import ForkServer
 from wandb_server import WandbServer
 
+import fedmoe
+from experiments.dashboard import workspace
 from experiments.dashboard.workspace import SECTIONS
+from fedmoe.cli import main
 from fedmoe.config import (
     FeatureConfig,
     FederationConfig,
@@ -39,6 +43,7 @@ from fedmoe.federation.restore import read_state
 from fedmoe.io import write_json_atomic
 from fedmoe.methods import PFedMoAP
 from fedmoe.models.clip import FrozenCLIP
+from fedmoe.protocol.client import Client
 from fedmoe.runs.checkpoint import StateStore
 from fedmoe.runs.records import RoundRecord
 from fedmoe.tracking.names import DOMAIN, FINAL, MEDIA, METRICS, final_row, round_row
@@ -71,6 +76,7 @@ PLACES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "validation/accuracy/std": lambda r: r["validation"]["std"] if r["validation"] else None,
     **{f"quality/{key}": under("quality", key) for key in ("weighted", "balanced", "ece")},
     **{f"gate/{key}": or_none("gate", key) for key in ("entropy", "entropy_p10", "top_share", "expert_contribution")},
+    **{f"generalization/{key}": or_none("generalization", key) for key in ("train_accuracy", "gap")},
     **{f"accuracy_others/{key}": or_none("accuracy_others", key) for key in ("mean", "std")},
     **{
         f"attack/{key}": or_none("attack", key)
@@ -139,10 +145,16 @@ def stop() -> None:
 def fit(embedded_clip: FrozenCLIP, data: FederatedData, tmp_path: Path) -> Callable[..., Path]:
     """Runs pFedMoAP into a folder, or goes on where it stopped."""
 
-    def fit(tracking: TrackingConfig, at: At | None = None, name: str = "run", rounds: int = ROUNDS) -> Path:
+    def fit(
+        tracking: TrackingConfig,
+        at: At | None = None,
+        name: str = "run",
+        rounds: int = ROUNDS,
+        kind: type[PFedMoAP] = PFedMoAP,
+    ) -> Path:
         folder = tmp_path / name
         config = FederationConfig(clients=CLIENTS, participation=0.8, rounds=rounds, local_epochs=1)
-        method = PFedMoAP(num_experts=2)
+        method = kind(num_experts=2)
         store = StateStore(folder / "state")
         write_json_atomic(folder / "partition.json", data.summary())
         tracked = trackers(tracking, folder, SETTINGS)
@@ -211,6 +223,21 @@ def test_workspace_without_its_package_or_an_account_is_one_sentence() -> None:
     assert "pip install wandb-workspaces" in found.stderr or "did not take the workspace" in found.stderr
 
 
+def test_workspace_is_saved_with_every_panel(server: WandbServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """To the last call that the script makes, with the package that makes it."""
+    pytest.importorskip("wandb_workspaces")
+    assert workspace.main(["--entity", "me", "--project", "fedmoe"]) == 0
+    (view,) = server.views
+    assert (view["entityName"], view["projectName"], view["type"]) == ("me", "fedmoe", "project-view")
+    sections = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
+    assert {section["name"]: len(section["panels"]) for section in sections} == {
+        name: len(panels) for name, panels in SECTIONS.items()
+    }
+    saved = json.dumps(sections)
+    assert all(f'"{name}"' in saved for name in {*METRICS, *MEDIA} - {"round"})
+    assert capsys.readouterr().out.startswith(f"{server.url}/me/fedmoe?nw=")
+
+
 def test_round_and_summary_by_hand() -> None:
     spread = {"mean": 80.0, "std": 5.0, "min": 70.0, "max": 90.0, "worst_decile": 71.0}
     seconds, sent = {"train": 2.0, "evaluate": 1.0, "other": 0.5}, {"down": 30, "up": 20, "evaluate_down": 10}
@@ -270,7 +297,8 @@ def test_tensorboard_has_the_same_numbers(fit: Callable[..., Path]) -> None:
     folder = fit(config, At(1, stop))
     fit(config)
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
-    assert set(events.Tags()["images"]) == {"clients/labels", "experts/assignment", "experts/attention"}
+    experts = {"experts/assignment", "experts/attention"}
+    assert set(events.Tags()["images"]) == {"clients/labels", "classes/confusion", *experts}
     for name in set(METRICS) - {"round"}:
         expected = {int(row["round"]): row[name] for row in numbers_of(folder) if name in row}
         if not expected:  # this run has no such number
@@ -300,12 +328,20 @@ def test_online_run_is_interrupted_and_continued(
     history, run = server.history(run_id), server.runs[run_id]
     assert [scalars(row) for row in history] == [pytest.approx(row) for row in numbers_of(folder)]
     assert all(row["_step"] == row["round"] for row in history)
+    classes = ["classes/confusion", "classes/table"]
     assert [sorted(set(row) & set(MEDIA)) for row in history] == [
-        ["clients/labels", "clients/table"],
+        [*classes, "clients/labels", "clients/table"],
         [],
-        ["clients/table", "experts/assignment", "experts/attention"],
-        ["clients/table", "experts/assignment", "experts/attention"],  # the last round always
+        [*classes, "clients/table", "experts/assignment", "experts/attention"],
+        [*classes, "clients/table", "experts/assignment", "experts/attention"],  # the last round always
     ]
+    of_classes = json.loads(run["files"][history[3]["classes/table"]["path"]])
+    assert of_classes["columns"] == ["round", "class", "test_examples", "accuracy"]
+    confusion = json.loads((folder / "confusion.json").read_text())
+    for label, (number, name, examples, accuracy) in enumerate(of_classes["data"]):
+        row = confusion["confusion"][label]
+        assert (number, name, examples) == (3, Digits().class_names[label], sum(row))
+        assert accuracy == pytest.approx(100 * row[label] / sum(row))
     table = json.loads(run["files"][history[3]["clients/table"]["path"]])
     clients = [json.loads(line) for line in (folder / "clients.jsonl").read_text().splitlines()][-CLIENTS:]
     for row, client in zip(table["data"], clients, strict=True):
@@ -407,6 +443,45 @@ def test_a_finished_run_is_sent_later(fit: Callable[..., Path], server: WandbSer
     (run_id,) = server.runs
     assert [scalars(row) for row in server.history(run_id)] == [pytest.approx(row) for row in numbers_of(folder)]
     assert server.runs[run_id]["summary"]["final/rounds"] == ROUNDS
+
+
+class Failing(PFedMoAP):
+    """Client 1 never learns anything."""
+
+    def loss(self, client: Client, image_features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return super().loss(client, image_features, labels) * (math.nan if client.client_id == 1 else 1)
+
+
+def test_an_alert_says_which_clients_failed(fit: Callable[..., Path], server: WandbServer) -> None:
+    folder = fit(TrackingConfig(wandb=True, timeout=20), kind=Failing)
+    (run,) = server.runs.values()
+    failed = {r["round"]: r["failed"] for r in rounds_of(folder) if r["failed"]}
+    assert failed and len(run["alerts"]) == len(failed)
+    for alert, (number, reasons) in zip(run["alerts"], failed.items(), strict=True):
+        assert (alert["title"], alert["severity"]) == ("Clients failed in run", "WARN")
+        assert alert["waitDuration"] == 3600 * 1000  # W&B sends one mail of a title in that time
+        assert f"Round {number} went on without 1 of its clients. client 1: {reasons['1']}" == alert["text"]
+        assert "its training loss became nan" in alert["text"]
+    assert server.artifacts == {}  # nobody asked for one
+
+
+def test_an_artifact_is_a_run_to_predict_and_evaluate_with(server: WandbServer, tmp_path: Path) -> None:
+    args = [
+        *("fit", f"--config={README.parents[2] / 'configs/embedded.yaml'}", "--method.num_experts=1"),
+        *("--federation.clients=3", "--federation.rounds=1", "--federation.local_epochs=1", "--data.shots=4"),
+        *(f"--output.dir={tmp_path}", "--output.name=run", f"--features.cache_dir={tmp_path / 'features'}"),
+        *("--tracking.wandb=true", "--tracking.artifacts=true", "--tracking.timeout=20"),
+    ]
+    assert main(args) == 0
+    (run_id,) = server.runs
+    assert server.config(run_id)["provenance.versions.fedmoe"] == fedmoe.__version__
+    for name, content in server.artifacts[f"{run_id}-state"].items():
+        path = tmp_path / "elsewhere" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    assert main(["evaluate", str(tmp_path / "elsewhere")]) == 0
+    evaluation = json.loads((tmp_path / "elsewhere/evaluation.json").read_text())
+    assert evaluation["accuracy"] == rounds_of(tmp_path / "run")[-1]["accuracy"]
 
 
 # W&B fails

@@ -17,6 +17,8 @@ class WandbServer:
     def __init__(self, refuse: int | None = None) -> None:
         self.refuse = refuse
         self.runs: dict[str, dict[str, Any]] = {}
+        self.views: list[dict[str, Any]] = []  # saved workspaces
+        self.artifacts: dict[str, dict[str, bytes]] = {}  # name -> contents of its files
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -30,8 +32,9 @@ class WandbServer:
                 self._reply(status, reply)
 
             def do_PUT(self) -> None:
-                _, _, run, name = self.path.split("/", 3)
-                server.run(run)["files"][name] = self._body()
+                _, kind, owner, name = self.path.split("/", 3)
+                files = server.artifacts[owner] if kind == "artifact" else server.run(owner)["files"]
+                files[name] = self._body()
                 self._reply(200, {})
 
             def do_GET(self) -> None:
@@ -63,7 +66,8 @@ class WandbServer:
         self._http.server_close()
 
     def run(self, name: str) -> dict[str, Any]:
-        return self.runs.setdefault(name, {"lines": {}, "summary": {}, "files": {}, "settings": {}, "starts": 0})
+        empty = {"lines": {}, "summary": {}, "files": {}, "settings": {}, "starts": 0, "alerts": []}
+        return self.runs.setdefault(name, empty)
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """The rows of metrics, in order."""
@@ -107,12 +111,39 @@ class WandbServer:
                 return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
             case "ArtifactType":
                 return {"project": {"artifact": None}}
-            case "CreateArtifact":  # a table's file: as if the server had it already
-                sequence = {"id": "s", "latestArtifact": None}
-                return {"createArtifact": {"artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": sequence}}}
+            case "CreateArtifact":
+                # A table's file: as if the server had it already. A model is uploaded: its files are those of its name.
+                told = given["input"]
+                name, kept = told["artifactCollectionName"], told["artifactTypeName"] == "model"
+                state, sequence = "PENDING" if kept else "COMMITTED", {"id": "s", "latestArtifact": None}
+                artifact = {"id": name, "state": state, "artifactSequence": sequence}
+                if kept:
+                    self.artifacts[name] = {}
+                return {"createArtifact": {"artifact": artifact}}
+            case "CreateArtifactManifest" | "UpdateArtifactManifest":
+                name = given.get("artifactID") or given["input"]["artifactID"]
+                file = self._upload(name, given.get("name") or given["input"]["name"])
+                key = operation[0].lower() + operation[1:]
+                return {key: {"artifactManifest": {"id": name, "file": file}}}
+            case "CreateArtifactFiles":
+                files = given.get("artifactFiles") or given["input"]["artifactFiles"]
+                nodes = [{**self._upload(f["artifactID"], f["name"]), "artifact": {"id": "a"}} for f in files]
+                return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
+            case "CommitArtifact":
+                return {"commitArtifact": {"artifact": {"id": "a", "digest": "d"}}}
+            case "UpsertView2":
+                self.views.append(given)
+                return {"upsertView": {"view": {"id": "v", "name": given["name"]}, "inserted": True}}
+            case "NotifyScriptableRunAlert":
+                self.run(given["runName"])["alerts"].append(given)
+                return {"notifyScriptableRunAlert": {"success": True}}
             case "Viewer":
                 return {"viewer": {"id": "u", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
         return {}
+
+    def _upload(self, artifact: str, name: str) -> dict[str, Any]:
+        place = {"uploadUrl": f"{self.url}/artifact/{artifact}/{name}", "uploadHeaders": []}
+        return {"id": name, "name": name, "displayName": name, "storagePath": None, **place}
 
     def _bucket(self, name: str) -> dict[str, Any]:
         run = self.run(name)

@@ -38,8 +38,14 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
         Panel("Worst and best client", "lines", ("accuracy/min", "accuracy/max"), "%"),
         Panel("On the validation splits", "lines", ("validation/accuracy/mean", "validation/accuracy/std"), "%"),
         Panel("On classes that only others hold", "lines", ("accuracy_others/mean", "accuracy_others/std"), "%"),
+        Panel("Training minus test accuracy", "lines", ("generalization/gap",), "points"),
+        Panel("On the training images", "lines", ("generalization/train_accuracy",), "%"),
         Panel("Over all test examples", "lines", ("quality/weighted", "quality/balanced", "quality/ece"), "%"),
         Panel("Last round: mean accuracy", "bars", ("final/accuracy_mean",), "%"),
+    ),
+    "Classes": (
+        Panel("Accuracy of each class", "media", ("classes/table",)),
+        Panel("True and predicted classes", "media", ("classes/confusion",)),
     ),
     "Training": (
         Panel("Training loss", "lines", ("train/loss",)),
@@ -96,7 +102,7 @@ def build(entity: str, project: str) -> Any:
         if p.kind == "scatter":
             x, y = (reports.SummaryMetric(m) for m in p.metrics)
             return reports.ScatterPlot(title=p.title, x=x, y=y)
-        if p.metrics == ("clients/table",):
+        if p.metrics[0].endswith("/table"):
             return reports.WeavePanelSummaryTable(table_name=p.metrics[0])
         return reports.MediaBrowser(title=p.title, media_keys=list(p.metrics))
 

@@ -1,11 +1,16 @@
 """``python -m fedmoe.cli``, and the script ``fedmoe``."""
 
+import os
 from typing import NoReturn
 
 from fedmoe.cli import process
 
 
 def _main() -> int:
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next
+        from fedmoe.cli.completion import complete
+
+        return complete()
     from fedmoe.cli.commands import main
 
     return main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -14,11 +15,12 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from fedmoe import __version__
-from fedmoe.cli import shipped
+from fedmoe.cli import levels, shipped
+from fedmoe.cli.levels import take_level
 from fedmoe.cli.process import interrupted, program
 from fedmoe.cli.settings import COMMANDS, as_experiment, as_plain, build_parser, load_settings
 from fedmoe.cli.values import either, sentence
-from fedmoe.display import log_as_text, say
+from fedmoe.display import LEVELS, log_as_text, say
 from fedmoe.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -30,21 +32,20 @@ Settings come from one or more --config files (later ones win) and from --key=va
 it. Methods, data sets and partitions are named by class: a short name such as PFedMoAP, or a class path such as
 mypackage.MyMethod. The command configs lists the files that come with the package.
 """
-QUIET = "--quiet"  # of every command, and anywhere on the line
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0, 2 for a mistake in the input, 128 plus the number of a signal."""
     try:
-        args = list(sys.argv[1:] if args is None else args)
-        quiet, args = QUIET in args, [arg for arg in args if arg != QUIET]
-        log_as_text()
+        level, args = take_level(sys.argv[1:] if args is None else args)
+        log_as_text(level)
         if args[:1] == ["reproduce"]:
             return reproduce(args[1:])
         command = _command(args[0] if args else "")
         settings = build_parser(args[0]).parse_args(_with_kept_settings(args)[1:])
-        return command(settings, Console(quiet=quiet)) or 0
+        return command(settings, Console(quiet=level in ("warning", "error"))) or 0
     except UserError as error:
+        logging.getLogger(__name__).debug("Where the mistake was found:", exc_info=True)
         say(Console(stderr=True), f"Error: {error}", style="red")
         return 2
     except KeyboardInterrupt:
@@ -64,7 +65,12 @@ def _command(name: str) -> Callable[[Namespace, Console], int | None]:
     if name in ("-h", "--help"):
         parser = argparse.ArgumentParser(prog=program(), description=_ABOUT)
         parser.add_argument("--version", action="store_true", help="print the version")
-        parser.add_argument(QUIET, action="store_true", help="print warnings and mistakes only; goes with any command")
+        parser.add_argument(
+            levels.OPTION,
+            choices=LEVELS,
+            help="how much to say, with any command: info by default; debug adds what was done and tracebacks",
+        )
+        parser.add_argument(levels.QUIET, action="store_true", help=f"short for {levels.OPTION}=warning")
         commands = parser.add_subparsers(title="commands, each with a --help of its own", metavar="command")
         for command, takes in COMMANDS.items():
             commands.add_parser(command, help=takes.about)
@@ -430,6 +436,13 @@ def configs(settings: Namespace, console: Console) -> None:
     )
 
 
+def completion(settings: Namespace, console: Console) -> None:
+    """Print what a shell has to evaluate for completion."""
+    from fedmoe.cli.completion import completion_script
+
+    print(completion_script(settings.shell))
+
+
 def reproduce(args: Sequence[str]) -> int:
     """Run a table or figure of the paper, where ``experiments`` lies beside the package.
 
@@ -461,6 +474,7 @@ _FUNCTIONS: dict[str, Callable[[Namespace, Console], int | None]] = {
     "engine": engine,
     "data": data,
     "configs": configs,
+    "completion": completion,
     "runs": runs,
     "search": search,
 }

@@ -223,6 +223,11 @@ COMMANDS = {
         is_of_experiment=False,
     ),
     "configs": Command("List the configurations that come with the package.", is_of_experiment=False),
+    "completion": Command(
+        'Print what a shell has to evaluate to complete commands and settings: eval "$(fedmoe completion bash)".',
+        positionals={"shell": Setting(Literal["bash", "zsh", "fish"], help="the shell")},
+        is_of_experiment=False,
+    ),
 }
 
 

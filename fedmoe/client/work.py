@@ -161,6 +161,11 @@ class ClientWork:
         if entropies:
             sums["gate_p10"] = torch.cat(entropies).quantile(0.1).unsqueeze(0)
         sums |= self._right_and_all("validation", own.validation_features, own.validation_labels)
+        if self.config.evaluate_train:
+            generator = torch_generator(self.seed, "train accuracy", job.client_id)
+            batches = own.training_batches(BATCH, generator)
+            counts = [right_and_all(self._logits(features), labels) for features, labels in batches]
+            sums["train"] = torch.stack(counts).sum(dim=0)
         if self.config.evaluate_others:
             sums |= self._right_and_all("others", *self.data.others_test(job.client_id))
         if self.adversary is not None and self.adversary.attack.measured:

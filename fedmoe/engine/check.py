@@ -103,6 +103,8 @@ class Checks:
             raise ValueError("its confusion does not add up to what it counts")
         if (held := sums.get("validation")) is not None and not 0 <= int(held[0]) <= int(held[1]) > 0:
             raise ValueError("its validation counts are impossible")
+        if (train := sums.get("train")) is not None and not 0 <= int(train[0]) <= int(train[1]) > 0:
+            raise ValueError("its training counts are impossible")
         if not (found.failed is None or isinstance(found.failed, str)):
             raise ValueError("its failure is no text")
         return replace(found, failed=None if found.failed is None else printable(found.failed)[:500])
@@ -136,6 +138,7 @@ class Checks:
             "confusion": (torch.int64, (count, count)),
             "calibration": (torch.float64, (BINS, 3)),
             "validation": (torch.int64, (2,)),
+            "train": (torch.int64, (2,)),
             "others": (torch.int64, (2,)),
             "attack": (torch.int64, (2,)),
         }

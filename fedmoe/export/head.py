@@ -8,13 +8,15 @@
 ``image_features`` are the l2-normalized features [b, d] of the CLIP that client.json describes under ``clip``, of
 images preprocessed as CLIP's are. A copy of this file lies in each exported folder.
 
-Shape letters: b images, C classes, d feature width, g gating width, K non-local experts, h heads, e = g / h.
+Shape letters: b images, C classes, d feature width, g gating width, K non-local experts, h heads, e = g / h, M routed
+experts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,45 +48,71 @@ def load_head(folder: str | Path) -> Head:
 class Head(nn.Module):
     """What a client adds to CLIP's image encoder.
 
-    logits = logit_scale * (lmbda * I . T + mix(I)) + logit_bias, where mix depends on ``kind``:
+    With most kinds, logits = logit_scale * (lmbda * I . T + mix(I)) + logit_bias, where mix depends on ``kind``:
 
     - linear: 0
     - attention, uniform, projection: pool(I) . T_MoE, with T_MoE [b, C, g] the gate's mixture of the pooled text
       features of all experts; without experts, 0
     - adapter: A(pool(I)) . pool(T), A(x) = scale * (W_2 relu(W_1 x + b_1) + b_2)
 
+    Two kinds are made otherwise:
+
+    - router: logits = logit_scale * sum_m r_m(I) I . T_m, r = softmax(W norm(W_o (W_v I + b_v) + b_o) + b)
+    - neighbours: logits are log-probabilities of (1 - head_weight) * the mean over k of softmax(logit_scale * I . T_k)
+      + head_weight * softmax(logit_scale * (lmbda * I . S + pool(I) . (W_o (W_v pool(S) + b_v) + b_o))), with the text
+      features S of a template
+
     Args:
         settings: kind, logit_scale, lmbda, and logit_bias if CLIP has one; with a gate or adapter also gating_dim and
-            pooling, and of attention heads and attention_scale.
-        tensors: text [K + 1, C, d], the client's own first, and the tensors of gate or adapter.
+            pooling, and of attention heads and attention_scale; of neighbours head_weight.
+        tensors: text [K + 1, C, d], the client's own first (of router: [M, C, d]), template [C, d] of neighbours, and
+            the tensors of gate, adapter, router or head.
         class_names: C names.
+
+    Raises:
+        ValueError: the kind is none of these.
     """
 
     def __init__(self, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], class_names: list[str]) -> None:
         super().__init__()
         self.settings, self.class_names = dict(settings), list(class_names)
         self.text: Tensor
+        self.template: Tensor
         self.adapter_scale: Tensor
         for name, tensor in tensors.items():
             self.register_buffer(name.replace(".", "_"), tensor.float())
-        self._mix = {
+        kinds = {
             "linear": self._nothing,
             "attention": self._attention,
             "uniform": self._attention,
             "projection": self._projection,
             "adapter": self._adapter,
-        }[settings["kind"]]
+            "router": self._routed,
+            "neighbours": self._neighbours,
+        }
+        if settings["kind"] not in kinds:
+            raise ValueError(f"the head is of the kind {settings['kind']!r}; this reader knows {', '.join(kinds)}")
+        self._own = kinds[settings["kind"]]
 
     def forward(self, image_features: Tensor) -> Tensor:
         """Image features [b, d] -> logits [b, C]."""
-        plain = self.settings["lmbda"] * image_features @ self.text[0].T
-        logits: Tensor = self.settings["logit_scale"] * (plain + self._mix(image_features))
+        if self.settings["kind"] in ("router", "neighbours"):
+            logits: Tensor = self._own(image_features)
+        else:
+            plain = self.settings["lmbda"] * image_features @ self.text[0].T
+            logits = self.settings["logit_scale"] * (plain + self._own(image_features))
         return logits + self.settings["logit_bias"] if "logit_bias" in self.settings else logits
 
     def expert_weights(self, image_features: Tensor) -> Tensor:
-        """Weights of the experts for each image, mean over classes and heads: [b, K + 1]; ones [b, 1] without a gate.
-        They sum to one."""
+        """Weights of the experts for each image, mean over classes and heads: [b, K + 1] or [b, M]; ones [b, 1] without
+        a gate. They sum to one."""
         kind = self.settings["kind"]
+        if kind == "router":
+            return self._routes(image_features)
+        if kind == "neighbours" and len(self.text) > 1:
+            own, each = self.settings["head_weight"], (1 - self.settings["head_weight"]) / len(self.text)
+            weights = torch.tensor([own + each, *[each] * (len(self.text) - 1)]).to(image_features)
+            return torch.ones_like(image_features[:, :1]) * weights
         if kind == "projection":
             return self._projected(image_features)
         if kind in ("attention", "uniform"):
@@ -124,6 +152,29 @@ class Head(nn.Module):
     def _projection(self, image: Tensor) -> Tensor:
         match = torch.einsum("bg,kcg->bck", self._pool(image), self._pool(self.text))
         return torch.einsum("bck,bk->bc", match, self._projected(image))
+
+    def _routes(self, image: Tensor) -> Tensor:  # [b, M]
+        inner = self._linear("router_output", self._linear("router_value", image))
+        scale, shift = (getattr(self, f"router_norm_{name}") for name in ("weight", "bias"))
+        norm = nn.functional.layer_norm(inner, inner.shape[-1:], scale, shift)
+        return self._linear("router_weights", norm).softmax(dim=-1)
+
+    def _routed(self, image: Tensor) -> Tensor:
+        match = torch.einsum("bd,mcd->bmc", image, self.text)
+        return self.settings["logit_scale"] * (self._routes(image).unsqueeze(-1) * match).sum(dim=1)
+
+    def _neighbours(self, image: Tensor) -> Tensor:
+        scale, weight = self.settings["logit_scale"], self.settings["head_weight"]
+        votes = scale * torch.einsum("bd,kcd->kbc", image, self.text)
+        mixture = votes.log_softmax(dim=-1).logsumexp(dim=0) - math.log(len(self.text))
+        if weight == 0:
+            return mixture
+        mixed = self._linear("head_output", self._linear("head_value", self._pool(self.template)))  # [C, g]
+        similarity = self._pool(image) @ mixed.T + self.settings["lmbda"] * image @ self.template.T
+        head = (scale * similarity).log_softmax(dim=-1)
+        if weight == 1:
+            return head
+        return torch.stack([head + math.log(weight), mixture + math.log(1 - weight)]).logsumexp(dim=0)
 
     def _adapter(self, image: Tensor) -> Tensor:
         inner = self._linear("adapter_inner", self._pool(image)).relu()

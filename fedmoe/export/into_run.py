@@ -10,6 +10,7 @@ from fedmoe.experiment import Session
 from fedmoe.export.folder import TELLS, ExportedClient, classes_hash, read_export
 from fedmoe.federation.restore import read_state, restore
 from fedmoe.federation.state import FederationState
+from fedmoe.methods import FedPHA
 from fedmoe.models.prompt import readable
 from fedmoe.prediction.client import require_client
 from fedmoe.protocol.method import Method
@@ -39,6 +40,7 @@ def import_client(session: Session, method: Method, exported: Path, folder: Path
         if state is None or state.round < 1:
             raise UserError(f"{folder} holds no checkpoint of a round; valid is a run that has finished one.")
         require_client(client_id, state.num_clients)
+        _require_same_length(method, told, exported, client_id)
         changed = _with_client(state, client_id, told, tensors)
         try:
             checked = FederationState.unflatten(*changed.flatten())
@@ -66,6 +68,19 @@ def _require_same(session: Session, method: Method, told: ExportedClient, export
         raise UserError(
             f"{where} is of the CLIP {told.clip.get('name')} with other weights, architecture or precision than the "
             f"{session.clip.name} of {folder}; valid is the same."
+        )
+
+
+def _require_same_length(method: Method, told: ExportedClient, exported: Path, client_id: int) -> None:
+    """FedPHA's local prompts have the lengths of their clients' numbers."""
+    lengths = method.lengths if isinstance(method, FedPHA) else None
+    if lengths is None:
+        return
+    theirs, ours = (lengths[i % len(lengths)] for i in (told.client, client_id))
+    if theirs != ours:
+        raise UserError(
+            f"{exported / TELLS} is of client {told.client} with {theirs} context vectors of method.lengths, but "
+            f"client {client_id} has {ours} of them; valid is a client with as many."
         )
 
 

@@ -1,6 +1,6 @@
 """What the exported head of a restored client consists of.
 
-Shape letters: C classes, d feature width, K experts.
+Shape letters: C classes, d feature width, K experts, M routed experts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,20 @@ from torch import Tensor
 from fedmoe.client.module import ClientModule
 from fedmoe.errors import UserError
 from fedmoe.export.head import Head
-from fedmoe.methods import LocalAdapter, Method, PFedMoAP, ZeroShot
+from fedmoe.methods import (
+    FedOTP,
+    FedPHA,
+    FedSEPT,
+    FedTPG,
+    LocalAdapter,
+    Method,
+    NeighbourMixture,
+    PFedMoAP,
+    PFedPrompt,
+    PromptFolio,
+    ZeroShot,
+)
+from fedmoe.methods.towers import TowerMethod
 from fedmoe.models.gating import AttentionGate, Gate, LinearGate, UniformGate
 from fedmoe.protocol.parameters import named_tensors
 
@@ -64,11 +77,20 @@ def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+_WHY: Mapping[type[Method], str] = {
+    TowerMethod: "it works within CLIP's image encoder, whereas an exported head takes what comes out of it",
+    FedOTP: "it matches prompts with the places of an image, whereas an exported head takes one feature of the image",
+    PFedPrompt: "it predicts with the features of the client's training images, which never leave the client",
+}
+
+
 def _refused(method: Method) -> UserError:
+    reasons = (why for kind, why in _WHY.items() if isinstance(method, kind))
+    why = next(reasons, "what it predicts with is none of the forms that an exported head has")
     return UserError(
-        f"{type(method).__name__} cannot be exported: what it predicts with is more than text features, a gate over "
-        "experts or an adapter; valid are ZeroShot, CoOp, PromptFL, PromptFLFT, FedProx, FedPer, FedAMP, FedPGP, "
-        "PFedMoAP and LocalAdapter."
+        f"{type(method).__name__} cannot be exported: {why}; valid are ZeroShot, CoOp, PromptFL, PromptFLFT, FedProx, "
+        "FedPer, FedAMP, FedPGP, PromptFolio, FedPHA, DPFPL, FedTPG, FedSEPT, PFedMoAP, NeighbourMixture and "
+        "LocalAdapter."
     )
 
 
@@ -103,6 +125,44 @@ def _mixture(module: ClientModule) -> Form:
     return settings, {"text": text, **named_tensors("gate", gate)}
 
 
+def _folio(module: ClientModule) -> Form:
+    method, text = module.method, module.text_features()  # [n, C, d]
+    assert isinstance(method, PromptFolio)
+    return _text_alone(text[0] if len(text) == 1 else (1 - method.theta) * text[0] + method.theta * text[1])
+
+
+def _local_prompt(module: ClientModule) -> Form:
+    assert isinstance(module.method, FedPHA)
+    return _text_alone(module.method.features(module, module.method.local(module)))
+
+
+def _generated(module: ClientModule) -> Form:
+    assert isinstance(module.method, FedTPG)
+    return _text_alone(module.method.text(module, module.constants["names"]))
+
+
+def _routed(module: ClientModule) -> Form:
+    text, router = module.text_features(), getattr(module, "router", None)  # [M, C, d]
+    if router is None:
+        return _text_alone(text[0])
+    return {"kind": "router"}, {"text": text, **named_tensors("router", router)}
+
+
+def _neighbours(module: ClientModule) -> Form:
+    method = module.method
+    assert isinstance(method, NeighbourMixture)
+    experts = [] if module.expert_text is None else [module.expert_text]
+    tensors = {"text": torch.cat([module.text_features().unsqueeze(0), *experts])}  # [K + 1, C, d]
+    settings: dict[str, Any] = {"kind": "neighbours", "head_weight": method.head_weight, "lmbda": method.lmbda}
+    if method.head_weight:
+        head = getattr(module, "head")  # noqa: B009, declared by the method
+        if type(head) is not UniformGate or head.heads != 1:
+            raise _refused(method)
+        settings |= {"gating_dim": head.gating_dim, "pooling": head.pooling}
+        tensors |= {"template": module.constants["template"], **named_tensors("head", head)}
+    return settings, tensors
+
+
 def _heads(gate: Any) -> dict[str, Any]:
     return {"heads": gate.heads, "attention_scale": gate.scale}
 
@@ -118,4 +178,9 @@ _FORMS: Mapping[Callable[..., Tensor], Callable[[ClientModule], Form]] = {
     ZeroShot.logits: lambda module: _text_alone(module.constants["template"]),
     LocalAdapter.logits: _adapter,
     PFedMoAP.logits: _mixture,
+    PromptFolio.logits: _folio,
+    FedPHA.logits: _local_prompt,
+    FedTPG.logits: _generated,
+    FedSEPT.logits: _routed,
+    NeighbourMixture.logits: _neighbours,
 }

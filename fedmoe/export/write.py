@@ -16,7 +16,7 @@ from fedmoe.export import head
 from fedmoe.export.card import model_card
 from fedmoe.export.folder import TELLS, TENSORS, ExportedClient, about_clip, classes_hash
 from fedmoe.export.onnx import require_onnx, write_onnx
-from fedmoe.export.parts import head_parts
+from fedmoe.export.parts import HeadParts, head_parts
 from fedmoe.io import write_bytes_atomic, write_json_atomic, write_text_atomic
 from fedmoe.prediction.client import RestoredClient
 from fedmoe.protocol.records import ClientState
@@ -67,7 +67,7 @@ def export_client(client: RestoredClient, run: Path, folder: Path, onnx: bool = 
         version=known.version,
         gated=known.gated,
         expert_ids=list(known.expert_ids),
-        experts=list(client.experts),
+        experts=list(client.experts) or _routed(parts),
         head=dict(parts.settings),
         class_names=parts.class_names,
         classes_sha256=classes_hash(parts.class_names),
@@ -88,6 +88,12 @@ def export_client(client: RestoredClient, run: Path, folder: Path, onnx: bool = 
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return told
+
+
+def _routed(parts: HeadParts) -> list[str]:
+    """Names of the experts that a router weighs, which are no client's; none without a router."""
+    count = len(parts.tensors["text"]) if parts.settings["kind"] == "router" else 0
+    return [f"expert {i + 1}" for i in range(count)]
 
 
 def _accuracy(run: Path, client: RestoredClient) -> float | None:

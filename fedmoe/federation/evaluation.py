@@ -38,6 +38,7 @@ class Evaluation:
     quality: dict[str, float] | None = None  # percent: weighted, balanced, ece
     confusion: list[list[int]] = field(default_factory=list)  # over all clients, true classes in rows
     accuracy_others: dict[str, float] | None = None  # as accuracy, on classes that the client does not train on
+    generalization: dict[str, float] | None = None  # runs.records.GeneralizationNumbers; None where it is not asked for
     gate: dict[str, float] | None = None  # runs.records.GateNumbers, means over the clients that have them
     attack: dict[str, float] | None = None  # runs.records.AttackNumbers; None where nobody attacks
 
@@ -117,6 +118,7 @@ def evaluate(
         quality(confusion, torch.stack([score.sums["calibration"] for score in inorder]).sum(dim=0)),
         confusion.tolist(),
         _summary([score.accuracy_others / 100 for score in scores if score.accuracy_others is not None]),
+        _means([_generalization(score) for score in inorder if "train" in score.sums]),
         _means([score.gate for score in scores if score.gate is not None]),
         attack_numbers(inorder, {i: ids for i, (ids, _) in sent.items()}, attackers) if attackers else None,
     )
@@ -141,6 +143,12 @@ def _others(score: Scored) -> float | None:
         return None
     right, total = score.sums["others"].tolist()
     return 100 * right / total
+
+
+def _generalization(score: Scored) -> dict[str, float]:
+    """What the client's training accuracy says, as ``runs.records.GeneralizationNumbers``."""
+    right, total = score.sums["train"].tolist()
+    return {"train_accuracy": 100 * right / total, "gap": 100 * (right / total - score.correct / score.total)}
 
 
 def _gate(score: Scored) -> dict[str, float] | None:

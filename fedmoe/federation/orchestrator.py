@@ -300,7 +300,7 @@ class Federation:
         record.metrics = {**record.metrics, **evaluation.metrics}
         record.validation, record.quality = evaluation.validation, evaluation.quality
         record.accuracy_others, record.gate = evaluation.accuracy_others, evaluation.gate
-        record.attack = evaluation.attack
+        record.generalization, record.attack = evaluation.generalization, evaluation.attack
         self._call("on_evaluation_end", self, evaluation)
 
     def _drift(self, updates: Sequence[Update]) -> float | None:

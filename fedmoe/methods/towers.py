@@ -5,6 +5,8 @@ Shape letters: b images, C classes, N tokens of an image, w width of the image t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from fedmoe.errors import UserError
@@ -19,12 +21,12 @@ if TYPE_CHECKING:
     from fedmoe.models.clip import FrozenCLIP
     from fedmoe.models.image_tower import ImageTower
     from fedmoe.protocol.client import Client
-    from fedmoe.protocol.parameters import ModelSpec
+    from fedmoe.protocol.parameters import ModelSpec, Parameter
 
 TEMPLATE = "a photo of a {class}."
 
 
-class TowerMethod(Method):
+class TowerMethod(Method, ABC):
     """Works with the tokens [b, N, w] that enter the image tower's first changed block, which are cached like features.
 
     A method names that block (``first_block``), its changes to the blocks from there on (``image_edits``), and the text
@@ -46,6 +48,9 @@ class TowerMethod(Method):
         self.template = template
         self.save_memory = save_memory
         self.tokens = tokens
+
+    @abstractmethod
+    def parameters(self, model: ModelSpec) -> Sequence[Parameter]: ...
 
     def first_block(self, clip: FrozenCLIP) -> int:
         """The first block of the image tower that the method changes, from 0."""

@@ -196,9 +196,9 @@ class Scored:
     correct: int
     total: int
     # What adds up over images and clients: ``confusion`` and ``calibration`` (client.counts), ``validation`` (right
-    # and all validation examples), ``others`` (right and all test images of classes that only others hold), ``gate``
-    # (client.counts), and ``Method.analyse`` summed over the test images, float64. Of the client alone: ``gate_p10``
-    # [1], the 10th percentile over its test images of the gate's normalized entropy.
+    # and all validation examples), ``train`` (of its training examples), ``others`` (of test images of classes that
+    # only others hold), ``gate`` (client.counts), and ``Method.analyse`` summed over the test images, float64. Of the
+    # client alone: ``gate_p10`` [1], the 10th percentile over its test images of the gate's normalized entropy.
     sums: Tensors = field(default_factory=dict)
     # Why its fine-tuning came to nothing (then it is scored without), or, with a total of 0, the whole evaluation.
     failed: str | None = None

@@ -57,7 +57,7 @@ def label_distribution(labels: LabelCounts, test: bool = False) -> Chart:
     top = chart.add_subplot(grid[0], sharex=below)
     bounds = level_bounds(max(int(part.max(initial=0)) for part in counts.values()))
     for axes, (part, number) in zip((*panels, below), counts.items(), strict=True):
-        _cells(
+        cells(
             axes,
             np.searchsorted(bounds, number),
             number > 0,
@@ -115,7 +115,7 @@ def shade(level: int, number_of_levels: int) -> int:
     return last if number_of_levels == 1 else round(level * last / (number_of_levels - 1))
 
 
-def _cells(axes: Axes, levels: np.ndarray, drawn: np.ndarray, palette: Sequence[str]) -> None:
+def cells(axes: Axes, levels: np.ndarray, drawn: np.ndarray, palette: Sequence[str]) -> None:
     """A heat map of ``levels`` where ``drawn``: one path for each colour, of squares, the first row on top."""
     rows, columns = levels.shape
     few = max(rows, columns) <= 60
@@ -174,7 +174,7 @@ def expert_assignment(experts: Mapping[int, Sequence[int]], num_clients: int, nu
     axes = chart.add_subplot(grid[1])
     top = chart.add_subplot(grid[0], sharex=axes)
     axes.plot([-0.5, num_clients - 0.5], [-0.5, num_clients - 0.5], color=AXIS, linewidth=0.8, zorder=0.5)
-    _cells(axes, np.zeros_like(matrix), matrix > 0, [CELL])
+    cells(axes, np.zeros_like(matrix), matrix > 0, [CELL])
     shown = range(0, num_clients, _tick_step(num_clients))
     axes.set(xlabel="whose prompt", ylabel="client that uses it", xticks=shown, yticks=shown)
     _columns(top, matrix.sum(axis=0), QUIET)

@@ -80,6 +80,11 @@ AttackNumbers = Annotated[dict[str, Number], _with_keys("honest_accuracy")]
 (``success``), and attackers' share of honest clients' experts (``expert_share``); the last three where there are."""
 
 
+GeneralizationNumbers = Annotated[dict[str, Number], _with_keys("train_accuracy", "gap")]
+"""Means over the clients of the accuracy on each client's own training images, in percent, and of that minus the
+accuracy on its test split, in points."""
+
+
 class RoundRecord(Record):
     """One line of rounds.jsonl: a finished round; round 0 is the state before training."""
 
@@ -103,12 +108,13 @@ class RoundRecord(Record):
     # As accuracy, on test images of classes that the client itself does not train on.
     accuracy_others: Annotated[dict[str, Number], _with_keys("mean", "std")] | None = None
     gate: GateNumbers | None = None  # means over the clients with a gate over experts
+    generalization: GeneralizationNumbers | None = None  # with federation.evaluate_train
     attack: AttackNumbers | None = None  # where clients attack
     line: dict[str, Number] = {}  # clients elsewhere: messages, their bytes down and up, seconds trained and waited
 
     LATER = frozenset(
         {"evaluated", "failed", "privacy", "metrics", "validation", "quality", "accuracy_others", "gate", "line"}
-        | {"attack"}
+        | {"attack", "generalization"}
     )
 
     @model_validator(mode="after")

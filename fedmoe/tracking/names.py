@@ -37,6 +37,8 @@ METRICS: Mapping[str, str] = {
     "gate/entropy_p10": "10th percentile over a client's images of that entropy, mean over clients",
     "gate/top_share": "largest of an image's weights over the experts; mean over images, then clients",
     "gate/expert_contribution": "accuracy minus that with the local expert in the others' place, percentage points",
+    "generalization/train_accuracy": "mean over clients of the accuracy on each client's training images, percent",
+    "generalization/gap": "mean over clients of training minus test accuracy, percentage points",
     "attack/honest_accuracy": "accuracy/mean over the clients that do not attack, percent",
     "attack/attackers_accuracy": "accuracy/mean over the clients that attack, percent",
     "attack/success": "share of honest clients' test images on which the attack succeeds, of those it aims at; percent",
@@ -59,6 +61,8 @@ METHOD = "method/{metric}"
 MEDIA: Mapping[str, str] = {
     "clients/table": "a row per client: domain, accuracy, correct and all test examples, training examples, experts",
     "clients/labels": "training examples of each class on each client; logged once",
+    "classes/table": "a row per class: test examples of all clients together, and accuracy on them, percent",
+    "classes/confusion": "heat map of true against predicted classes, of all clients' test examples together",
     "experts/assignment": "heat map of who uses whose prompt",
     "experts/attention": "mean attention on the local expert and on the others, sorted (figure 6 of the paper)",
 }
@@ -87,7 +91,9 @@ def round_row(record: Mapping[str, Any], num_clients: int) -> Row:
     groups = {"accuracy": record["accuracy"] or {}, "attention": record["attention"] or {}}
     groups["privacy"] = record.get("privacy") or {}
     groups |= {"seconds": record["seconds"], "bytes": record["bytes"], "train": {}, "clients": {}}
-    groups |= {name: record.get(name) or {} for name in ("quality", "accuracy_others", "gate", "attack")}
+    groups |= {
+        name: record.get(name) or {} for name in ("quality", "accuracy_others", "generalization", "gate", "attack")
+    }
     groups["validation"] = {f"accuracy/{key}": value for key, value in (record.get("validation") or {}).items()}
     own = {
         "round": record["round"],

@@ -7,12 +7,13 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmoe.config import TrackingConfig, flatten
-from fedmoe.errors import printable
+from fedmoe.errors import printable, some
 from fedmoe.federation.callbacks import Callback, FederationView
 from fedmoe.federation.evaluation import Evaluation
 from fedmoe.io import read_regular, write_json_atomic
@@ -22,6 +23,10 @@ from fedmoe.tracking.names import final_row, past_rounds, round_row
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from fedmoe.tracking.media import Table
+
+_STATE = ("config.yaml", "run.json", "partition.json")  # beside the checkpoints, of an artifact
 
 
 def sweep_run_id() -> str | None:
@@ -33,7 +38,8 @@ def sweep_run_id() -> str | None:
 
 
 class WandbTracker(Callback):
-    """The run folder's W&B run: metrics of each round, tables and pictures at chosen rounds, a summary at the end.
+    """The run folder's W&B run: metrics of each round, tables and pictures at chosen rounds, a summary at the end, on
+    request the last checkpoint, and an alert when clients fail.
 
     W&B works in a thread of its own, and a round never waits for it. Its first failure, whatever it is, is reported in
     one sentence and ends W&B for this run; the run and its folder do not notice.
@@ -90,15 +96,19 @@ class WandbTracker(Callback):
         try:
             row = round_row(record.to_json(), run.config.participants)
             pictures = self._details.pictures(run, record)
-            table = self._details.table(run, record)
+            tables = self._details.tables(run, record)
         except Exception as error:
             self._background.fail(error)
             return
-        self._background.submit(partial(self._log, row, pictures, table))
+        self._background.submit(partial(self._log, row, pictures, tables))
+        if record.failed:
+            self._background.submit(partial(self._alert, record.round, record.failed))
 
     def on_run_end(self, run: FederationView) -> None:
         if self._on and self._background is not None:
             self._background.submit(lambda: self._run.summary.update(final_row(past_rounds(self.folder))))
+            if self.config.artifacts:
+                self._background.submit(self._send_state)
         self._end(0)
 
     def close(self) -> None:
@@ -151,7 +161,7 @@ class WandbTracker(Callback):
         folder.mkdir(parents=True, exist_ok=True)  # otherwise W&B would use the system's temporary folder
         wandb.setup(wandb.Settings(show_info=False))  # also: never ask for a key, not even on a terminal
         run = wandb.init(
-            mode=config.wandb,
+            mode="online" if config.wandb == "online" else "offline",
             project=None if sweep_run_id() else config.project,  # in a sweep, its agent sets project and id
             entity=config.entity,
             id=None if sweep_run_id() else known or secrets.token_hex(4),
@@ -188,9 +198,9 @@ class WandbTracker(Callback):
                 "start was cut off and W&B's files may lack some of them."
             )
         for row in past:
-            self._log(row, {}, None)
+            self._log(row, {}, {})
 
-    def _log(self, row: dict[str, Any], pictures: Mapping[str, Image.Image], table: tuple[Any, Any] | None) -> None:
+    def _log(self, row: dict[str, Any], pictures: Mapping[str, Image.Image], tables: Mapping[str, Table]) -> None:
         import wandb
 
         self._logged = row["round"] + 1
@@ -199,11 +209,26 @@ class WandbTracker(Callback):
         data: dict[str, Any] = {name: value for name, value in row.items() if value is not None}
         self._run.log(data, step=row["round"], commit=False)  # kept even if tables or pictures fail
         data = {name: wandb.Image(picture) for name, picture in pictures.items()}
-        if table is not None:
-            data["clients/table"] = wandb.Table(columns=list(table[0]), data=table[1])
+        data |= {name: wandb.Table(columns=list(columns), data=rows) for name, (columns, rows) in tables.items()}
         data |= self._once
         self._once = {}
         self._run.log(data, step=row["round"], commit=True)
+
+    def _alert(self, number: int, failed: Mapping[str, str]) -> None:
+        told = some([f"client {client}: {reason}" for client, reason in failed.items()], separator="; ")
+        text = f"Round {number} went on without {len(failed)} of its clients. {told}"
+        # One in an hour, so that a client that always fails does not fill a mailbox.
+        self._run.alert(f"Clients failed in {self._name()}", text, "WARN", timedelta(hours=1))
+
+    def _send_state(self) -> None:
+        """The run folder as far as predict, export and evaluate need it."""
+        import wandb
+
+        artifact = wandb.Artifact(f"{self._run.id}-state", type="model", metadata={"round": self._logged - 1})
+        for name in _STATE:
+            artifact.add_file(str(self.folder / name))
+        artifact.add_dir(str(self.folder / "state"), name="state")
+        self._run.log_artifact(artifact)
 
     def _finish(self, exit_code: int, failed: bool) -> None:
         if self._run is not None:

@@ -26,7 +26,7 @@ _TRAIN_TENTHS = 8  # of ten images in a row, the first eight are training images
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class DomainFolders(DataSet):
+class _DomainFolders(DataSet):
     """A data set of several domains, with a folder for each class in each domain.
 
     Raises:
@@ -102,7 +102,7 @@ def _tenths(classes: int, *images: int) -> PublishedFacts:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class PACS(DomainFolders):
+class PACS(_DomainFolders):
     """PACS: 7 classes in 4 domains, in ``<root>/PACS/<domain>/<class>/``."""
 
     name = "pacs"
@@ -113,7 +113,7 @@ class PACS(DomainFolders):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class OfficeHome(DomainFolders):
+class OfficeHome(_DomainFolders):
     """Office-Home: 65 classes in 4 domains, in ``<root>/Office-Home/<domain>/<class>/``."""
 
     name = "office_home"
@@ -132,7 +132,7 @@ class OfficeHome(DomainFolders):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class VLCS(DomainFolders):
+class VLCS(_DomainFolders):
     """VLCS: 5 classes in 4 domains, in ``<root>/VLCS/<domain>/full/<class>/``."""
 
     name = "vlcs"
