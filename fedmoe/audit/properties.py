@@ -31,6 +31,7 @@ from fedmoe.features.client_data import FederatedData
 from fedmoe.protocol.method import Method
 from fedmoe.seeds import derive, numpy_generator
 
+_RESAMPLES = 1000
 _DRAWS = 50  # of a partition, until every client has an image of the half
 
 
@@ -57,8 +58,7 @@ def infer_proportions(session: Session, method: Method, config: AuditConfig) -> 
     counts = [np.array(data.summary()["counts_train"]) for data, _ in drawn]
     if all(np.array_equal(counts[0], other) for other in counts[1:]):
         return {"not_inferred": "The partition is the same for every seed, so that shadows would know the answer."}
-    public = torch.cat([features for _, features in drawn[:1]])
-    labels = torch.cat([_public_labels(session, method)])
+    public, labels = drawn[0][1], torch.from_numpy(session.experiment.data.train.labels[_halves(session)])
     judge = Judge(session.module(method, drawn[0][0].class_names), public, labels)
     shadows: dict[str, list[Owner]] = {}
     victims: dict[str, list[Owner]] = {}
@@ -72,7 +72,7 @@ def infer_proportions(session: Session, method: Method, config: AuditConfig) -> 
             place = shadows if own else victims
             place.setdefault(threat.label, []).extend(Owner(seen, truth[i]) for i, seen in found.items())
     rows = [
-        {"threat": threat.label, **score(shadows[threat.label], victims[threat.label], config.resamples)}
+        {"threat": threat.label, **score(shadows[threat.label], victims[threat.label])}
         for threat in THREATS
         if shadows.get(threat.label) and victims.get(threat.label)
     ]
@@ -109,11 +109,6 @@ def _draw(session: Session, method: Method, trial: int, own: bool) -> tuple[Fede
     return data.with_training(chosen), features[torch.from_numpy(mine[everybody])]
 
 
-def _public_labels(session: Session, method: Method) -> Tensor:
-    """The labels of the attacker's images, in the data set's order."""
-    return torch.from_numpy(session.experiment.data.train.labels[_halves(session)])
-
-
 def observed(threat: Threat, transcript: Transcript, judge: Judge, own: bool) -> dict[int, np.ndarray]:
     """What the last prompt (or export) that was seen of each client answers, as numbers: [2 C]. An attacker with one
     prompt for all has the same of everybody."""
@@ -137,7 +132,7 @@ def answers(logits: Tensor, labels: Tensor) -> np.ndarray:
     return torch.cat([chance.mean(dim=0), right]).clamp(min=1e-6).log().numpy()
 
 
-def score(shadows: Sequence[Owner], victims: Sequence[Owner], resamples: int) -> dict[str, Any]:
+def score(shadows: Sequence[Owner], victims: Sequence[Owner]) -> dict[str, Any]:
     """Errors of the regression, of the prior and of the control, each a mean over victims with its bootstrap interval,
     and how well the estimate tells classes that a client has from those it has not."""
     x, y = (np.stack([getattr(owner, name) for owner in shadows]) for name in ("seen", "proportions"))
@@ -149,7 +144,7 @@ def score(shadows: Sequence[Owner], victims: Sequence[Owner], resamples: int) ->
         "prior": np.repeat(y.mean(axis=0, keepdims=True), len(truth), axis=0),
     }
     errors = {name: np.abs(found - truth).sum(axis=1) for name, found in estimates.items()}  # [V]
-    chosen = np.random.default_rng(1).integers(len(truth), size=(resamples, len(truth)))
+    chosen = np.random.default_rng(1).integers(len(truth), size=(_RESAMPLES, len(truth)))
     result: dict[str, Any] = {"shadow_clients": len(y), "victims": len(truth)}
     errors["gain"] = errors["prior"] - errors["error"]
     for name, values in errors.items():

@@ -88,7 +88,7 @@ def audit(
         for attack in ATTACKS:
             scores = attacked(trials, threat, attack, setting, config.audited)
             if scores is not None:
-                rows.append(row(threat, attack, scores, trials, setting, config, e.seed))
+                rows.append(row(threat, attack, scores, trials, setting, e.seed))
                 if not isinstance(threat, Outsider):
                     bounds.append((threat, attack, scores))
     claimed = trials[0].privacy
@@ -134,7 +134,7 @@ def attacked(
         if scores is None:
             return None
         found.append(scores)
-    return found
+    return found if any(bool(torch.isfinite(scores).any()) for scores in found) else None
 
 
 def row(
@@ -143,7 +143,6 @@ def row(
     scores: Sequence[Tensor],
     trials: Sequence[Trial],
     setting: Setting,
-    config: AuditConfig,
     seed: int,
 ) -> dict[str, Any]:
     """What an attack achieves, over all targets of all audited federations and for each owner. The control counts the
@@ -163,9 +162,9 @@ def row(
         "threat": threat.label,
         "attack": attack.label,
         "auc": auc(values, inside),
-        "interval": auc_interval(values, inside, clusters, config.resamples),
+        "interval": auc_interval(values, inside, clusters),
         "control": auc(values, control),
-        "control_interval": auc_interval(values, control, clusters, config.resamples),
+        "control_interval": auc_interval(values, control, clusters),
         "reached": float(reached.mean()),
         "per_client": {int(i): auc(values[owners == i], inside[owners == i]) for i in np.unique(owners)},
         "roc": roc(values, inside),

@@ -11,10 +11,10 @@ from fedmoe.errors import require
 class AuditConfig:
     """How an audit is made: its federations, its targets, its guesses."""
 
-    trials: int = 20
+    trials: int = 16
     """Number of federations that are trained, each with coins of its own; all but the one under attack are its
     shadows."""
-    audited: int = 16
+    audited: int = 12
     """How many of them are attacked in turn, 1 to trials; shadow prompts of PIPRA come from the others."""
     targets: float = 1.0
     """Share of each client's training images, in (0, 1], that are targets: half of them are in its training data."""
@@ -23,10 +23,8 @@ class AuditConfig:
     on epsilon."""
     guesses: float = 0.1
     """Share of the coins, in (0, 1], that are guessed for the bound on epsilon: those that the attack is surest of."""
-    property_trials: int = 16
+    property_trials: int = 12
     """Number of federations from which class proportions are inferred, on other partitions; 0: they are not."""
-    resamples: int = 1000
-    """Number of bootstrap samples of the intervals."""
 
     def __post_init__(self) -> None:
         require(self.trials >= 2, "audit.trials", self.trials, "an integer of at least 2")
@@ -36,4 +34,3 @@ class AuditConfig:
         few = "0 or an integer of at least 4"
         require(self.property_trials == 0 or self.property_trials >= 4, "audit.property_trials", self.property_trials,
                 few)  # fmt: skip
-        require(self.resamples >= 100, "audit.resamples", self.resamples, "an integer of at least 100")
