@@ -323,14 +323,14 @@ def test_classes(arg, parts, capsys):
             [],
             [
                 "No command",
-                "fit, search, evaluate, predict, export, import, report, compare, partition, features, client, ",
+                "fit, search, audit, evaluate, predict, export, import, report, compare, partition, features, client, ",
             ],
         ),
         (
             ["fti"],
             [
                 "'fti' is not a command",
-                "fit, search, evaluate, predict, export, import, report, compare, partition, features, client, "
+                "fit, search, audit, evaluate, predict, export, import, report, compare, partition, features, client, "
                 "engine, data, ",
                 "did you mean 'fit'?",
             ],

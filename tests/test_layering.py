@@ -34,6 +34,7 @@ ROOMS = [
     "prediction",
     "export",
     "search",
+    "audit",
     "cli",
     "api",
 ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import Namespace
 
 from fedmoe import config
+from fedmoe.audit.settings import AuditConfig
 from fedmoe.cli.parser import CommandParser
 from fedmoe.cli.values import Setting
 from fedmoe.errors import UserError
@@ -69,6 +70,13 @@ COMMANDS = {
         "Search settings with Optuna by validation accuracy; the same command continues, or adds trials.",
         options={"trials": Setting(int, 20, "how many trials the folder shall hold; of a grid, at most all of it")},
         positionals={"space": Setting(str, help="YAML file with method and parameters, as of a W&B sweep")},
+    ),
+    "audit": Command(
+        "Attack federations with a run's settings, or those given: what do their prompts reveal? `audit RUN`, or settings.",
+        options={
+            "audit": Setting(AuditConfig),
+            "of": Setting(str | None, None, "the run folder whose settings are used; the same as `audit RUN`"),
+        },
     ),
     "evaluate": Command(
         "Score every client of a run from its last checkpoint.",
