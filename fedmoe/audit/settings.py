@@ -11,10 +11,10 @@ from fedmoe.errors import require
 class AuditConfig:
     """How an audit is made: its federations, its targets, its guesses."""
 
-    trials: int = 16
+    trials: int = 12
     """Number of federations that are trained, each with coins of its own; all but the one under attack are its
     shadows."""
-    audited: int = 12
+    audited: int = 8
     """How many of them are attacked in turn, 1 to trials; shadow prompts of PIPRA come from the others."""
     targets: float = 1.0
     """Share of each client's training images, in (0, 1], that are targets: half of them are in its training data."""
@@ -23,7 +23,7 @@ class AuditConfig:
     on epsilon."""
     guesses: float = 0.1
     """Share of the coins, in (0, 1], that are guessed for the bound on epsilon: those that the attack is surest of."""
-    property_trials: int = 12
+    property_trials: int = 8
     """Number of federations from which class proportions are inferred, on other partitions; 0: they are not."""
 
     def __post_init__(self) -> None:
