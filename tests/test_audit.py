@@ -115,7 +115,9 @@ def test_what_is_known_by_heart_is_found_and_a_broken_mechanism_is_refuted(
     assert right["privacy"]["claimed_epsilon"] == pytest.approx(1.0)
     assert not right["privacy"]["refuted"]
     broken = ClippedShared.__init__
-    monkeypatch.setattr(ClippedShared, "__init__", lambda self, clip: broken(self, 1e9))  # the noise is still for 0.0001
+    monkeypatch.setattr(
+        ClippedShared, "__init__", lambda self, clip: broken(self, 1e9)
+    )  # the noise is still for 0.0001
     wrong = audit(*session(*BY_HEART, *PRIVATE), HARD)
     assert wrong["privacy"]["claimed_epsilon"] == pytest.approx(1.0)
     assert by_name(wrong)["loss threshold"]["auc"] > 0.75

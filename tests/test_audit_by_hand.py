@@ -115,7 +115,7 @@ def test_attacks_by_hand() -> None:
     null = torch.tensor([[[NAN], [0.0], [2.0]]]).double()
     expected = 0.5 * (1 + math.erf((2 - 1) / math.sqrt(2) / math.sqrt(2)))
     assert float(null_cdf(torch.tensor([[2.0]]).double(), null)) == pytest.approx(expected)
-    # LiRA: target 0 is in shadows 0 and 1, with 3 and 5, and out of 2 and 3, with 0 and 2; target 1 the other way round.
+    # LiRA: target 0 is in shadows 0 and 1, with 3 and 5, and out of 2 and 3, with 0 and 2; target 1 in the others.
     inside = [torch.tensor(m) for m in ([True, False], [True, False], [False, True], [False, True])]
     values = [(3.0, 0.0), (5.0, 2.0), (0.0, 3.0), (2.0, 5.0)]
     shadows = [Shadow(seen([[[a, 0.0], [0.0, b]]]), m) for (a, b), m in zip(values, inside, strict=True)]

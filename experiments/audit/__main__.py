@@ -37,6 +37,7 @@ def name_of(group: str, one: Planned, seed: int) -> str:
 
 def run_all(options: argparse.Namespace, console: Console) -> None:
     """Make all audits that are not there yet; CLIP is loaded once."""
+    from fedmoe.audit.properties import infer_proportions
     from fedmoe.audit.run import audit
     from fedmoe.cli.settings import as_experiment, experiment_parser
     from fedmoe.experiment import Session, load_clip
@@ -51,7 +52,11 @@ def run_all(options: argparse.Namespace, console: Console) -> None:
             settings: dict[str, Any] = {"methods": None, "seed": seed, **one.settings}
             experiment, (method,) = as_experiment(experiment_parser().parse_args([f"--config={PRESET}"], settings))
             clip = load_clip(experiment) if clip is None else clip
-            found = audit(Session(experiment, quiet, clip), method, one.audit)
+            session = Session(experiment, quiet, clip)
+            if options.group == "properties":
+                found = {"label": method.label, "properties": infer_proportions(session, method, one.audit)}
+            else:
+                found = audit(session, method, one.audit)
             write_json_atomic(path, {"key": one.key, "name": one.label, **found})
             console.print(f"{path.name}, {time.monotonic() - began:.0f} s", markup=False, highlight=False)
 

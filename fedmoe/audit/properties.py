@@ -110,18 +110,22 @@ def _draw(session: Session, method: Method, trial: int, own: bool) -> tuple[Fede
 
 
 def observed(threat: Threat, transcript: Transcript, judge: Judge, own: bool) -> dict[int, np.ndarray]:
-    """What the last prompt (or export) that was seen of each client answers, as numbers: [2 C]. An attacker with one
+    """What the prompts (or the export) that were seen of each client answer, as numbers: [2 C]. From a prompt's answers
+    those of what it was trained from are taken away, where that is known; the mean over times. An attacker with one
     prompt for all has the same of everybody."""
     if transcript.exports and threat.label == "outsider":
         return {i: answers(logits, judge.labels) for i, logits in transcript.exports.items()}
-    last: dict[int, np.ndarray] = {}
+    told: dict[int, list[np.ndarray]] = {}
     for time in threat.simulated(transcript) if own else threat.prompts(transcript):
         for client, sent in time.items():
-            if judge.fits(sent.prompt):
-                last[client] = answers(judge.logits(sent.prompt), judge.labels)
-    if threat.common and last:
-        return dict.fromkeys(range(transcript.num_clients), last[0])
-    return last
+            if not judge.fits(sent.prompt):
+                continue
+            found = answers(judge.logits(sent.prompt), judge.labels)
+            if sent.start is not None and judge.fits(sent.start):
+                found = found - answers(judge.logits(sent.start), judge.labels)
+            told.setdefault(client, []).append(found)
+    means = {client: np.mean(found, axis=0) for client, found in told.items()}
+    return dict.fromkeys(range(transcript.num_clients), means[0]) if threat.common and means else means
 
 
 def answers(logits: Tensor, labels: Tensor) -> np.ndarray:

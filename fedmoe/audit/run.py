@@ -155,9 +155,7 @@ def row(
     control = np.concatenate([g.permuted(np.tile([True, False], (len(trials[0].coins), 1)), axis=1).ravel()
                               for g in fresh])  # fmt: skip
     reached = np.isfinite(values)
-    values, inside, owners, clusters, control = (
-        part[reached] for part in (values, inside, owners, clusters, control)
-    )
+    values, inside, owners, clusters, control = (part[reached] for part in (values, inside, owners, clusters, control))
     found: dict[str, Any] = {
         "threat": threat.label,
         "attack": attack.label,

@@ -47,7 +47,18 @@ def membership_table(audits: Sequence[Found]) -> Table:
         "clients: least and largest AUC of an owner. seen: % of targets whose owner's prompt the attacker has. "
         "control: AUC of the same scores against coins that nobody used.",
     )
-    columns = ("method", "attacker", "attack", "AUC", "95 %", "TPR at 1 %", "TPR at 0.1 %", "clients", "seen", "control")
+    columns = (
+        "method",
+        "attacker",
+        "attack",
+        "AUC",
+        "95 %",
+        "TPR at 1 %",
+        "TPR at 0.1 %",
+        "clients",
+        "seen",
+        "control",
+    )
     return Table("Membership: was this image in its owner's training set?", columns, tuple(rows), notes)
 
 

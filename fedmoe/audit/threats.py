@@ -4,7 +4,8 @@ All of them know the game's rules (``game``): settings, CLIP, targets, owners, t
 no sender's name, as experts do, the attacker is assumed to know whose they are: the worst case, and an easy guess
 where clients' classes differ. What a recipient knows of its own data is not used.
 
-Shape letters: E times at which something is seen, J prompts at a time, X targets, N clients, C classes, d feature width.
+Shape letters: E times at which something is seen, J prompts at a time, X targets, N clients, C classes, d feature
+width.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ COMMANDS = {
         positionals={"space": Setting(str, help="YAML file with method and parameters, as of a W&B sweep")},
     ),
     "audit": Command(
-        "Attack federations with a run's settings, or those given: what do their prompts reveal? `audit RUN`, or settings.",
+        "Attack federations with the settings of a run (`audit RUN`), or with those given: what do prompts reveal?",
         options={
             "audit": Setting(AuditConfig),
             "of": Setting(str | None, None, "the run folder whose settings are used; the same as `audit RUN`"),
@@ -251,7 +251,7 @@ def _parser(name: str, command: Command) -> CommandParser:
         return CommandParser(name, command.about, command.options, command.positionals)
     from fedmoe.attacks import Attack
     from fedmoe.data import DataSet, Partition
-    from fedmoe.defences import Aggregation, Screening
+    from fedmoe.defences import Aggregation, Screening, Serving
     from fedmoe.methods import Method
 
     seed = (
@@ -273,6 +273,11 @@ def _parser(name: str, command: Command) -> CommandParser:
             Screening | None,
             None,
             "the server's defence of the pool of experts, such as OutlierTest; null: none",
+        ),
+        "serving": Setting(
+            Serving | None,
+            None,
+            "what others get of a client's prompt in the pool, such as Noise or Groups; null: the prompt as it is",
         ),
         **command.options,
     }
@@ -298,7 +303,8 @@ def as_experiment(settings: Namespace) -> tuple[Experiment, list[Method]]:
     if not methods:
         raise UserError("methods is an empty list; valid is null or a list of at least one method.")
     groups = {
-        name: built[name] for name in (*GROUPS, "data", "partition", "seed", "attack", "aggregation", "screening")
+        name: built[name]
+        for name in (*GROUPS, "data", "partition", "seed", "attack", "aggregation", "screening", "serving")
     }
     return Experiment(**groups), methods
 
