@@ -40,7 +40,7 @@ from fedmoe.config import (
 )
 from fedmoe.data.base import DataSet
 from fedmoe.data.partition import Partition
-from fedmoe.defences import Aggregation, Screening
+from fedmoe.defences import Aggregation, Screening, Serving
 from fedmoe.defences.guard import Defences
 from fedmoe.display import say
 from fedmoe.engine.elsewhere import NoData, OwnData, Whole
@@ -98,10 +98,11 @@ class Experiment:
     attack: Attack | None = None
     aggregation: Aggregation | None = None
     screening: Screening | None = None
+    serving: Serving | None = None
 
     @property
     def defences(self) -> Defences:
-        return Defences(self.aggregation, self.screening)
+        return Defences(self.aggregation, self.screening, self.serving)
 
     def folder(self, *labels: str, over_seeds: bool = False) -> Path:
         """The run folder, or that of the runs of several seeds; ``labels`` are the names of the methods that run in

@@ -493,6 +493,10 @@ def test_a_run_records_the_attack(tmp_path: Path, cache: FeatureConfig, capsys) 
             "shared parameters.",
         ),
         (
+            ["--method=PromptFL", "--serving=Noise"],
+            "serving is Noise, but PromptFL hands no client's values to others; valid is null, or a method with a pool",
+        ),
+        (
             ["--method=PromptFL", "--screening=OutlierTest"],
             "screening is OutlierTest, but PromptFL hands no client's values to others; valid is null, or a method "
             "with a pool of prompts, such as PFedMoAP.",

@@ -16,7 +16,7 @@ from fedmoe.attacks import Attack
 from fedmoe.cli.settings import GROUPS, as_plain
 from fedmoe.cli.values import REQUIRED, known_subclasses, settings_of
 from fedmoe.data import IID, DataSet, Dirichlet, Partition
-from fedmoe.defences import Aggregation, Screening
+from fedmoe.defences import Aggregation, Screening, Serving
 from fedmoe.errors import UserError
 from fedmoe.methods import Method, PromptFL
 
@@ -326,14 +326,14 @@ def test_classes(arg, parts, capsys):
             [],
             [
                 "No command",
-                "fit, search, evaluate, predict, export, import, report, compare, partition, features, client, ",
+                "fit, search, audit, evaluate, predict, export, import, report, compare, partition, features, client, ",
             ],
         ),
         (
             ["fti"],
             [
                 "'fti' is not a command",
-                "fit, search, evaluate, predict, export, import, report, compare, partition, features, client, "
+                "fit, search, audit, evaluate, predict, export, import, report, compare, partition, features, client, "
                 "engine, data, ",
                 "did you mean 'fit'?",
             ],
@@ -519,7 +519,9 @@ def test_the_reader_refuses_what_jsonargparse_refuses():
 def test_the_reader_knows_the_settings_that_jsonargparse_knows():
     """Names and defaults of every group and every class, which the reader takes from the types by itself."""
     known = [
-        cls for base in (DataSet, Partition, Method, Attack, Aggregation, Screening) for cls in known_subclasses(base)
+        cls
+        for base in (DataSet, Partition, Method, Attack, Aggregation, Screening, Serving)
+        for cls in known_subclasses(base)
     ]
     owners = [cls for cls in known if cls.__module__.startswith("fedmoe.")]  # not those of other tests
     assert len(owners) > 20

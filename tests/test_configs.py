@@ -12,11 +12,11 @@ from fedmoe.cli import experiment_parser, main
 from fedmoe.cli.settings import GROUPS
 from fedmoe.cli.values import known_subclasses
 from fedmoe.data import DataSet, Partition
-from fedmoe.defences import Aggregation, Screening
+from fedmoe.defences import Aggregation, Screening, Serving
 from fedmoe.methods import Method
 
 ROOT = Path(__file__).parents[1]
-BASES = (Method, DataSet, Partition, Attack, Aggregation, Screening)
+BASES = (Method, DataSet, Partition, Attack, Aggregation, Screening, Serving)
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in ("sweeps", "regimes"))
 
 

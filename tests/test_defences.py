@@ -13,7 +13,21 @@ from scipy import stats
 from torch import Tensor
 
 from fedmoe.config import FederationConfig, PrivacyConfig
-from fedmoe.defences import Aggregation, Krum, Median, NormClipping, OutlierTest, Reputation, TrimmedMean
+from fedmoe.defences import (
+    Aggregation,
+    Groups,
+    Krum,
+    LowRank,
+    Median,
+    MinimumSize,
+    Noise,
+    NormClipping,
+    OutlierTest,
+    Quantized,
+    Reputation,
+    Serving,
+    TrimmedMean,
+)
 from fedmoe.defences.base import Report
 from fedmoe.defences.guard import Defences
 from fedmoe.defences.krum import krum_scores
@@ -229,3 +243,74 @@ def test_what_does_not_fit_is_one_sentence(make, sentence: str) -> None:
     with pytest.raises(UserError) as found:
         make()
     assert str(found.value) == sentence
+
+
+def shown_to(serving: Serving, client: int, values: dict[int, list], shared: list | None = None) -> dict[int, Tensor]:
+    """What a client sees of the pool, through the round loop's own view."""
+    state = ServerState(
+        {} if shared is None else {"prompt": torch.tensor(shared)},
+        {"prompt": {i: torch.tensor(value) for i, value in values.items()}},
+    )
+    return dict(Defences(serving=serving).served(state).to(client).pool["prompt"])
+
+
+def test_noise_is_for_others_and_the_same_each_time() -> None:
+    values = {i: torch.full((50, 40), float(i)).tolist() for i in range(3)}
+    to_one, to_two = (shown_to(Noise(std=0.1), i, values) for i in (1, 2))
+    assert torch.equal(to_one[1], torch.full((50, 40), 1.0))  # its own is as it is
+    assert torch.equal(to_one[0], to_two[0])
+    added = to_one[0], to_one[2] - 2
+    for noise in added:
+        assert abs(float(noise.mean())) < 0.01 and float(noise.std()) == pytest.approx(0.1, rel=0.05)
+    assert abs(float((added[0] * added[1]).mean())) < 0.001  # each upload has its own
+
+
+def test_quantized_by_hand() -> None:
+    values = {0: [[1.0, 1.4, 1.6, 4.0]], 1: [[5.0, 5.0, 5.0, 5.0]]}
+    found = shown_to(Quantized(bits=2), 2, values)  # 1, 2, 3, 4
+    torch.testing.assert_close(found[0], torch.tensor([[1.0, 1.0, 2.0, 4.0]]))
+    torch.testing.assert_close(found[1], torch.tensor([[5.0, 5.0, 5.0, 5.0]]))
+    found = shown_to(Quantized(bits=1), 1, values, shared=[[1.0, 1.0, 0.0, 0.0]])  # P - G: 0, 0.4, 1.6, 4
+    torch.testing.assert_close(found[0], torch.tensor([[1.0, 1.0, 0.0, 4.0]]))
+    assert found[1].tolist() == values[1]  # its own
+
+
+def test_low_rank_by_hand() -> None:
+    values = {0: [[4.0, 1.0], [1.0, 3.0]]}  # minus G: diag(3, 2)
+    found = shown_to(LowRank(rank=1), 9, values, shared=[[1.0, 1.0], [1.0, 1.0]])
+    torch.testing.assert_close(found[0], torch.tensor([[4.0, 1.0], [1.0, 1.0]]))
+    torch.testing.assert_close(shown_to(LowRank(rank=2), 9, values)[0], torch.tensor(values[0]))
+
+
+def test_groups_by_hand() -> None:
+    values = {0: [0.0], 1: [10.0], 2: [1.0], 3: [12.0], 4: [20.0]}
+    found = shown_to(Groups(size=2), 3, values)  # 0 with 2; 1 with 3, and 4, which is left over
+    assert {i: found[i].item() for i in found} == {0: 0.5, 2: 0.5, 1: 14.0, 3: 12.0, 4: 14.0}
+    assert {i: v.item() for i, v in shown_to(Groups(size=6), 3, values).items()} == {3: 12.0}  # too few: its own alone
+
+
+def test_only_large_owners_are_served() -> None:
+    state, screening = server({i: [float(i), 0.0] for i in range(4)}), MinimumSize(least=10)
+    guard = Defences(None, screening)
+    assert sorted(guard.served(state).to(2).pool["prompt"]) == [2]  # nobody's size is known yet
+    guard.learn(state, [upload(3, [0, 0], 10), upload(1, [0, 0], 9)], {})
+    guard.learn(state, [upload(0, [0, 0], 40)], {})
+    assert sorted(guard.served(state).to(1).pool["prompt"]) == [0, 1, 3]
+    both = Defences(None, screening, Groups(size=2)).served(state).to(1).pool["prompt"]
+    assert {i: v.tolist() for i, v in both.items()} == {0: [1.5, 0], 3: [1.5, 0], 1: [1, 0]}
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Noise(std=0.0), "serving.std is 0.0; valid is a finite number above 0."),
+        (lambda: Quantized(bits=17), "serving.bits is 17; valid is an integer from 1 to 16."),
+        (lambda: LowRank(rank=0), "serving.rank is 0; valid is an integer of at least 1."),
+        (lambda: Groups(size=1), "serving.size is 1; valid is an integer of at least 2."),
+        (lambda: MinimumSize(least=0), "screening.least is 0; valid is an integer of at least 1."),
+    ],
+)
+def test_a_serving_that_does_not_fit_is_one_sentence(make, sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        make()
+    assert str(error.value) == sentence

@@ -35,6 +35,7 @@ ROOMS = [
     "prediction",
     "export",
     "search",
+    "audit",
     "cli",
     "api",
 ]

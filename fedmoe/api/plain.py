@@ -11,11 +11,11 @@ from typing import Any
 from fedmoe.attacks import Attack
 from fedmoe.cli.values import find_class
 from fedmoe.data import DataSet, Partition
-from fedmoe.defences import Aggregation, Screening
+from fedmoe.defences import Aggregation, Screening, Serving
 from fedmoe.errors import UserError
 from fedmoe.methods import Method
 
-_BASES: tuple[type, ...] = (Method, DataSet, Partition, Attack, Aggregation, Screening)
+_BASES: tuple[type, ...] = (Method, DataSet, Partition, Attack, Aggregation, Screening, Serving)
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The command line: ``python -m fedmoe.cli fit | search | evaluate | predict | export | import | report |
+"""The command line: ``python -m fedmoe.cli fit | search | audit | evaluate | predict | export | import | report |
 compare | partition | features | data``.
 
 Importing the package imports nothing else, so that ``__main__`` can prepare for signals first.

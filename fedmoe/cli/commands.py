@@ -16,6 +16,7 @@ from rich.console import Console
 
 from fedmoe import __version__
 from fedmoe.cli import levels, shipped
+from fedmoe.cli.auditing import audit, with_run
 from fedmoe.cli.levels import take_level
 from fedmoe.cli.process import interrupted, program
 from fedmoe.cli.settings import COMMANDS, as_experiment, as_plain, build_parser, load_settings
@@ -42,7 +43,8 @@ def main(args: Sequence[str] | None = None) -> int:
         if args[:1] == ["reproduce"]:
             return reproduce(args[1:])
         command = _command(args[0] if args else "")
-        settings = build_parser(args[0]).parse_args(_with_kept_settings(args)[1:])
+        args = with_run(args) if args[0] == "audit" else _with_kept_settings(args)
+        settings = build_parser(args[0]).parse_args(args[1:])
         return command(settings, Console(quiet=level in ("warning", "error"))) or 0
     except UserError as error:
         logging.getLogger(__name__).debug("Where the mistake was found:", exc_info=True)
@@ -477,4 +479,5 @@ _FUNCTIONS: dict[str, Callable[[Namespace, Console], int | None]] = {
     "completion": completion,
     "runs": runs,
     "search": search,
+    "audit": audit,
 }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import Namespace
 
 from fedmoe import config
+from fedmoe.audit.settings import AuditConfig
 from fedmoe.cli.parser import CommandParser
 from fedmoe.cli.values import Setting
 from fedmoe.errors import UserError
@@ -69,6 +70,13 @@ COMMANDS = {
         "Search settings with Optuna by validation accuracy; the same command continues, or adds trials.",
         options={"trials": Setting(int, 20, "how many trials the folder shall hold; of a grid, at most all of it")},
         positionals={"space": Setting(str, help="YAML file with method and parameters, as of a W&B sweep")},
+    ),
+    "audit": Command(
+        "Attack federations with the settings of a run (`audit RUN`), or with those given: what do prompts reveal?",
+        options={
+            "audit": Setting(AuditConfig),
+            "of": Setting(str | None, None, "the run folder whose settings are used; the same as `audit RUN`"),
+        },
     ),
     "evaluate": Command(
         "Score every client of a run from its last checkpoint.",
@@ -248,7 +256,7 @@ def _parser(name: str, command: Command) -> CommandParser:
         return CommandParser(name, command.about, command.options, command.positionals)
     from fedmoe.attacks import Attack
     from fedmoe.data import DataSet, Partition
-    from fedmoe.defences import Aggregation, Screening
+    from fedmoe.defences import Aggregation, Screening, Serving
     from fedmoe.methods import Method
 
     seed = (
@@ -270,6 +278,11 @@ def _parser(name: str, command: Command) -> CommandParser:
             Screening | None,
             None,
             "the server's defence of the pool of experts, such as OutlierTest; null: none",
+        ),
+        "serving": Setting(
+            Serving | None,
+            None,
+            "what others get of a client's prompt in the pool, such as Noise or Groups; null: the prompt as it is",
         ),
         **command.options,
     }
@@ -295,7 +308,8 @@ def as_experiment(settings: Namespace) -> tuple[Experiment, list[Method]]:
     if not methods:
         raise UserError("methods is an empty list; valid is null or a list of at least one method.")
     groups = {
-        name: built[name] for name in (*GROUPS, "data", "partition", "seed", "attack", "aggregation", "screening")
+        name: built[name]
+        for name in (*GROUPS, "data", "partition", "seed", "attack", "aggregation", "screening", "serving")
     }
     return Experiment(**groups), methods
 

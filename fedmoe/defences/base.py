@@ -1,10 +1,12 @@
-"""What a defence is: the server's caution about what clients send. There are two kinds, and a run may have both.
+"""What a defence is: the server's caution about what clients send. There are three kinds, and a run may have all.
 
 - An ``Aggregation`` protects the average: it stands between the round's uploads and ``Method.aggregate``, and hands on
   uploads whose weighted mean is the robust aggregate. So it works with any method that averages, and with those whose
   ``aggregate`` does more than that. Pools of experts get the uploads as they are.
 - A ``Screening`` protects what clients get of each other: it stands between the pools and ``Method.configure`` and
   ``deploy``, and leaves entries out. The pools themselves are kept whole, so it can change its mind.
+- A ``Serving`` protects the owners of what is in the pools: it changes what others get of an entry. An owner keeps its
+  own, the average is of the uploads as they are, and the server sees everything.
 
 A defence that could do nothing is refused. FLTrust (Cao, Fang, Liu, Gong; NDSS 2021) is left out: it needs a clean
 root data set on the server, and a server here has no images.
@@ -15,7 +17,7 @@ Shape letters: n uploads of a round, N clients, K experts.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -60,6 +62,10 @@ class Screening(ABC):
     def trusted(self, server: ServerState) -> frozenset[int]:
         """The clients whose entries in the pools may be served to others."""
 
+    def note(self, server: ServerState, updates: Sequence[Update]) -> None:
+        """Take account of a round's uploads, in ``server.extras``, after they have been admitted."""
+        return None
+
     def learn(self, server: ServerState, reports: Sequence[Report]) -> None:
         """Take account of a round's reports, in ``server.extras``, which checkpoints include."""
         return None
@@ -71,6 +77,21 @@ class Screening(ABC):
             UserError: it may not.
         """
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving(ABC):
+    """What others get in place of a client's entry in a pool. The same upload gives the same values every time, so that
+    asking again tells no more."""
+
+    @abstractmethod
+    def shown(self, entries: Mapping[int, Tensor], shared: Tensor | None) -> Mapping[int, Tensor]:
+        """What is served in place of the entries of a pool; those that are left out are not served.
+
+        Args:
+            entries: by client, none of which is changed.
+            shared: the server's value of the same parameter, which everybody may have.
+        """
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from fedmoe.client.work import ATTENTION
 from fedmoe.config import FederationConfig, PrivacyConfig
-from fedmoe.defences.base import Aggregation, Report, Screening
+from fedmoe.defences.base import Aggregation, Report, Screening, Serving
 from fedmoe.errors import UserError
 from fedmoe.protocol.parameters import Parameter, Scope
 from fedmoe.protocol.records import Update
 from fedmoe.server.state import Known, ServerState
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Defences:
-    """The two kinds of defences; either may be missing."""
+    """The three kinds of defences; each may be missing."""
 
     aggregation: Aggregation | None = None
     screening: Screening | None = None
+    serving: Serving | None = None
 
     @property
     def needs_reports(self) -> bool:
@@ -52,13 +57,14 @@ class Defences:
                     "sees; valid is false."
                 )
             self.aggregation.check(federation)
+        for key, defence in (("screening", self.screening), ("serving", self.serving)):
+            if defence is not None and (not federation.rounds or not any(part.pool for part in declared)):
+                raise UserError(
+                    f"{key} is {type(defence).__name__}, but {method} hands no client's values to others; valid is "
+                    "null, or a method with a pool of prompts, such as PFedMoAP."
+                )
         if self.screening is not None:
             name = type(self.screening).__name__
-            if not federation.rounds or not any(part.pool for part in declared):
-                raise UserError(
-                    f"screening is {name}, but {method} hands no client's values to others; valid is null, or a method "
-                    "with a pool of prompts, such as PFedMoAP."
-                )
             if self.needs_reports and not any(part.scope is Scope.EXPERT for part in declared):
                 raise UserError(
                     f"screening is {name}, but {method} has no gate over experts whose weights clients could report; "
@@ -71,11 +77,13 @@ class Defences:
         return updates if self.aggregation is None else self.aggregation.combine(server.shared, updates)
 
     def served(self, server: ServerState) -> Served:
-        """The server as it is now, as the screening lets clients see it."""
-        return Served(server, None if self.screening is None else self.screening.trusted(server))
+        """The server as it is now, as screening and serving let clients see it."""
+        return Served(server, None if self.screening is None else self.screening.trusted(server), self.serving)
 
     def learn(self, server: ServerState, updates: Sequence[Update], known: dict[int, Known]) -> None:
-        """Take account of what the round's clients report of their experts."""
+        """Take account of the round's uploads, and of what its clients report of their experts."""
+        if self.screening is not None:
+            self.screening.note(server, updates)
         if self.screening is not None and self.needs_reports:
             reports = [
                 Report(update.client_id, known[update.client_id].expert_ids, update.extras[ATTENTION])
@@ -87,17 +95,37 @@ class Defences:
 
 @dataclass(frozen=True)
 class Served:
-    """The server, as the screening lets clients see it."""
+    """The server, as the screening lets clients see it, and as the serving shows it to them."""
 
     server: ServerState
     trusted: frozenset[int] | None  # None: everybody
+    serving: Serving | None = None
 
     def to(self, client_id: int) -> ServerState:
-        """What the client may get values of: itself, and whoever is trusted. Only the pools differ; all else is the
-        server's own."""
+        """What the client may get values of: itself, as it is, and whoever is trusted, as it is shown. Only the pools
+        differ; all else is the server's own."""
+        if self.serving is not None:
+            own = {name: client_id in entries for name, entries in self.server.pool.items()}
+            return replace(
+                self.server,
+                pool={
+                    name: {**entries, **({client_id: self.server.pool[name][client_id]} if own[name] else {})}
+                    for name, entries in self._shown.items()
+                },
+            )
         if self.trusted is None:
             return self.server
         return self._to_trusted if client_id in self.trusted else self._with(self.trusted | {client_id})
+
+    @cached_property
+    def _shown(self) -> dict[str, dict[int, Tensor]]:
+        """What others get of the trusted clients' entries, by pool."""
+        assert self.serving is not None
+        allowed = self.server if self.trusted is None else self._with(self.trusted)
+        return {
+            name: dict(self.serving.shown(entries, self.server.shared.get(name)))
+            for name, entries in allowed.pool.items()
+        }
 
     @cached_property
     def _to_trusted(self) -> ServerState:

@@ -5,6 +5,7 @@ Shape letters: b images of a batch, n examples, N clients, C classes, V views, d
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -152,6 +153,21 @@ class FederatedData:
         features_of, labels_of = self._test_of[domain]
         unknown = ~torch.isin(labels_of, self._train[client_id][1])
         return features_of[unknown], labels_of[unknown]
+
+    def with_training(self, examples: Sequence[Tensor], labels: Sequence[Tensor] | None = None) -> FederatedData:
+        """The same clients, each of which trains on some of its training examples only; nothing else changes.
+
+        Args:
+            examples: for each client, at least one place [k] among its training examples.
+            labels: for each client, the labels [k] that go with them; None: their own.
+        """
+        own = [(f[chosen], y[chosen]) for (f, y), chosen in zip(self._train, examples, strict=True)]
+        if labels is not None:
+            own = [(f, given) for (f, _), given in zip(own, labels, strict=True)]
+        counts = [torch.bincount(y, minlength=self.num_classes).tolist() for _, y in own]
+        other = copy.copy(self)
+        other._train, other._summary = own, {**self._summary, "counts_train": counts}
+        return other
 
     def summary(self) -> dict[str, Any]:
         """The contents of partition.json: class_names, counts_train [N][C], counts_test [N][C], domains [N] or null.
