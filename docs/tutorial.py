@@ -9,12 +9,12 @@
 # %% [markdown]
 # # Tutorial
 #
-# Half a minute on one CPU core, without any download: train pFedMoAP on six clients, look at what came of it, put it beside two
-# controls, and predict with one client.
+# Half a minute on one CPU core, without any download: train pFedMoAP on six clients, look at what came of it, put it
+# beside two controls, and predict with one client.
 #
-# This page is a notebook. Editors that know the percent format open
-# [its source](https://jupytext.readthedocs.io/en/latest/formats-scripts.html#the-percent-format), `docs/tutorial.py`, as
-# it is; `jupytext --to ipynb docs/tutorial.py` makes an `.ipynb` of it.
+# This page is a notebook, `docs/tutorial.py`. Editors that know the
+# [percent format](https://jupytext.readthedocs.io/en/latest/formats-scripts.html#the-percent-format) open it as it is;
+# `jupytext --to ipynb docs/tutorial.py` makes an `.ipynb` of it.
 
 # %%
 from pathlib import Path
@@ -47,8 +47,8 @@ result
 # %% [markdown]
 # ## What came of it
 #
-# A row for each round. The accuracy is the mean over the clients, each on its own test split; the spread is over clients,
-# too. The result is that of the last round, not of the best one.
+# A row for each round. The accuracy is the mean over the clients, each on its own test split; the spread is over
+# clients, too. The result is that of the last round, not of the best one.
 
 # %%
 result.rounds[["accuracy/mean", "accuracy/std", "accuracy/worst_decile", "train/loss", "bytes/up"]]
@@ -73,8 +73,8 @@ result.rounds.loc[3, ["gate/entropy", "gate/top_share", "gate/expert_contributio
 # ## Beside controls
 #
 # A number says little alone. `PromptFL` is the averaged prompt without anything personal. `LocalAdapter` has a personal
-# part of the same size as the gate and no experts: if it does as well, the experts are not what helps. On these data, that is
-# the case (README, "A first result").
+# part of the same size as the gate and no experts: if it does as well, the experts are not what helps. What came of
+# such controls on three seeds: [A first result](quickstart.md#a-first-result).
 
 # %%
 others = [
