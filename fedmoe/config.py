@@ -263,14 +263,19 @@ class RuntimeConfig:
     text_cache_mib: int = 256
     """Upper limit, in MiB, on the memory for cached text features of prompts that do not change (experts, evaluated
     clients)."""
-
     client_states: Literal["memory", "mapped"] = "memory"
     """Where what clients keep and have uploaded lies after each round: in memory; or mapped, in the files of the
     checkpoint, from which the system reads what is used: for federations larger than memory. The same bits."""
+    packed_weights: Literal["off", "on", "auto"] = "off"
+    """Whether the shared text pass multiplies with weights of the text tower that are packed once (CPU, float32; three
+    times their memory): equal up to rounding, so the bits of a run differ. auto measures for some milliseconds before
+    the first round whether it is faster here; run.json keeps the choice, and a resumed run follows it."""
 
     def __post_init__(self) -> None:
         require(self.threads is None or self.threads >= 1, "runtime.threads", self.threads, "null or at least 1")
         require(self.text_cache_mib >= 1, "runtime.text_cache_mib", self.text_cache_mib, "an integer of at least 1")
+        packed = self.packed_weights
+        require(packed in ("off", "on", "auto"), "runtime.packed_weights", packed, "off, on or auto")
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ from fedmoe.protocol.method import Method
 from fedmoe.protocol.records import RoundContext
 from fedmoe.report import plan_comparison, report
 from fedmoe.runs.checkpoint import StateStore
-from fedmoe.runs.folder import clear, held, require_format, stamp
+from fedmoe.runs.folder import clear, held, packed_before, require_format, stamp
 from fedmoe.runs.provenance import provenance, versions
 from fedmoe.runs.records import RoundRecord, Summary, best_by_validation, last_five, read_rounds
 from fedmoe.runs.resume import cut_logs, require_same_settings
@@ -132,6 +132,7 @@ class Session:
         self.experiment, self.console = experiment, console
         self.clip = load_clip(experiment) if clip is None else clip
         self._data: dict[tuple[str, str, str], FederatedData] = {}
+        self.packed: bool | None = None  # what runtime.packed_weights = auto chose
 
     def data(self, method: Method, stamp: Stamp | None = None) -> FederatedData:
         """The clients' data, with the kind of features that the method uses; ``stamp`` is put on the images."""
@@ -161,6 +162,7 @@ class Session:
         """The method's client for these classes, on the device of the run."""
         e = self.experiment
         prompts = PromptLearner(self.clip, class_names, e.prompt, torch_generator(e.seed, "prompt"))
+        self._settle_packing(prompts)
         module = ClientModule(
             self.clip,
             prompts,
@@ -171,6 +173,21 @@ class Session:
             text_cache_mib=e.runtime.text_cache_mib,
         )
         return module.to(_root_device(e.runtime))
+
+    def _settle_packing(self, prompts: PromptLearner) -> None:
+        """Packed weights as the settings say; what ``auto`` once chose stays."""
+        runtime, engine = self.experiment.runtime, self.experiment.engine
+        if runtime.packed_weights == "auto" and engine.kind != "in_process":
+            raise UserError(
+                f"runtime.packed_weights is 'auto', but with engine.kind = {engine.kind} each process would choose for "
+                "itself, and the bits of the result would depend on it; valid are on and off."
+            )
+        if runtime.packed_weights != "auto":
+            prompts.settle_packing(runtime.packed_weights)
+        elif self.packed is None:
+            self.packed = prompts.settle_packing("auto")
+        else:
+            prompts.settle_packing("on" if self.packed else "off")
 
     def federation(self, method: Method, callbacks: Any = (), engine: EngineConfig | None = None) -> Federation:
         """The method's federation before its first round; ``engine`` in place of the experiment's."""
@@ -278,6 +295,8 @@ def run(session: Session, method: Method, settings: Settings, folder: Path, reso
     progress = ProgressDisplay(session.console, method.label)
     tracked = {**settings, "provenance": provenance(type(method))}
     tracking = trackers(session.experiment.tracking, folder, tracked)
+    chosen = None if overwrite else packed_before(folder)
+    session.packed = session.packed if chosen is None else chosen
     # Built before anything is written or deleted: what does not fit leaves everything as it is.
     federation = session.federation(method, callbacks=[RunLog(folder), Checkpoint(store, folder), *tracking, progress])
     with closing(federation.fleet):
@@ -294,7 +313,7 @@ def run(session: Session, method: Method, settings: Settings, folder: Path, reso
                 if state is not None:
                     restore(federation, state, folder)
                 cut_logs(folder, federation.rounds_done)
-            stamp(folder)
+            stamp(folder, session.packed)
             if session.experiment.engine.kind == "flower":
                 keep_run_name(folder, name)
             write_text_atomic(folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
@@ -309,7 +328,7 @@ def run(session: Session, method: Method, settings: Settings, folder: Path, reso
                     tracker.close()
             known = federation.server.clients.values()
             privacy = federation.privacy.summary(max((client.rounds_seen for client in known), default=0))
-            _write_summary(folder, method, session.experiment.seed, privacy, federation.attackers)
+            _write_summary(folder, method, session, privacy, federation.attackers)
 
 
 def compare(
@@ -414,6 +433,7 @@ def evaluate(
     if join_rounds < 1:
         raise UserError(f"join_rounds is {join_rounds}; valid is an integer of at least 1.")
     novel = novel_classes(session.experiment) if classes else None
+    session.packed = packed_before(folder)
     federation = session.federation(method, engine=EngineConfig())  # its checkpoint holds what simulated clients keep
     restore(federation, state, folder)
     context = RoundContext(state.round, (), session.experiment.seed)
@@ -451,14 +471,15 @@ def novel_classes(experiment: Experiment) -> DataSet:
 
 
 def _write_summary(
-    folder: Path, method: Method, seed: int, privacy: dict[str, Any] | None, attackers: frozenset[int]
+    folder: Path, method: Method, session: Session, privacy: dict[str, Any] | None, attackers: frozenset[int]
 ) -> None:
+    chosen = {} if session.packed is None else {"packed_weights": session.packed}
     rounds = read_rounds(folder)
     last = [record for record in rounds if record.evaluated][-1]
     summary = Summary(
         method=type(method).__name__,
         label=method.label,
-        seed=seed,
+        seed=session.experiment.seed,
         rounds=last.round,
         accuracy=last.accuracy,
         accuracy_per_domain=last.accuracy_per_domain,
@@ -473,7 +494,7 @@ def _write_summary(
         quality=last.quality,
         attack=last.attack,
         attackers=sorted(attackers),
-        provenance=provenance(type(method)),
+        provenance={**provenance(type(method)), **chosen},
         versions=versions(),
     )
     write_json_atomic(folder / "summary.json", summary.to_json())

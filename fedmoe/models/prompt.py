@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from fedmoe.config import PromptConfig
 from fedmoe.errors import UserError
 from fedmoe.models.clip import FrozenCLIP
+from fedmoe.models.packed import worthwhile
 from fedmoe.models.sentence_pass import SentencePass
-from fedmoe.models.text_pass import PromptLayout, TextPass, text_pass
+from fedmoe.models.text_pass import PromptLayout, SharedPass, TextPass, text_pass
 
 
 class PromptLearner(nn.Module):
@@ -119,6 +120,16 @@ class PromptLearner(nn.Module):
         features = self._passes[key](batch.to(self.clip.text.device))  # [M, C, d]
         features = _normalize(features).to(prompt.device)
         return features if prompt.ndim > self.start.ndim else features.squeeze(0)
+
+    def settle_packing(self, wanted: str) -> bool:
+        """Switch packed weights on or off (``runtime.packed_weights``): ``on``, ``off``, or ``auto``, which measures
+        with as many tokens as a prompt of ``start``'s length has. Returns what was chosen."""
+        usual = self._passes[self.start.shape[-2], 0]
+        on = wanted == "on"
+        if wanted == "auto" and isinstance(usual, SharedPass):
+            on = worthwhile(self.clip.text.blocks[-1].mlp.c_fc.weight, usual.rows)
+        self.clip.text.packed = on
+        return on
 
     def sentences(self, template: str, learned: int = 0, first: int = 0) -> SentencePass:
         """The pass of a sentence about each class, whose first words may be learned; made once.

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedmoe.models.text_tower import TextTower
+from fedmoe.models.text_tower import QUICK, PackedMaps, TextTower
 
 TextPass = Callable[[Tensor], Tensor]
 
@@ -127,18 +127,26 @@ class SharedPass:
             learned = learned.index_select(1, self._picked)
         learned = learned.to(tower.dtype) + self._positions
         x = self._pack(learned, self._constant)  # [M, N, w]
-        for i, block in enumerate(tower.blocks[:-1]):
+        blocks = tower.blocks
+        maps: Sequence[PackedMaps | None] = tower.packed_maps() or [None] * len(blocks)
+        for i, (block, packed) in enumerate(zip(blocks[:-1], maps, strict=False)):
             if i == 0:
-                qkv = self._pack(_project_in(block, learned, slice(None)), self._constant_qkv)
+                qkv = self._pack(_project_in(block, learned, slice(None), packed), self._constant_qkv)
             else:
-                qkv = _project_in(block, x, slice(None))  # [M, N, 3 w]
+                qkv = _project_in(block, x, slice(None), packed)  # [M, N, 3 w]
             query, key, value = qkv.chunk(3, dim=-1)
-            x = _finish(block, x, self._body(query, key, value, tower.heads), tower.quick_gelu)
-        block, width = tower.blocks[-1], x.shape[-1]
-        key, value = _project_in(block, x, slice(width, None)).chunk(2, dim=-1)
+            x = _finish(block, x, self._body(query, key, value, tower.heads), tower.quick_gelu, packed)
+        block, packed, width = blocks[-1], maps[-1], x.shape[-1]
+        key, value = _project_in(block, x, slice(width, None), packed).chunk(2, dim=-1)
         x = x.index_select(1, self._eot)  # [M, C, w]
-        query = _project_in(block, x, slice(width))
-        return tower.project(_finish(block, x, self._final(query, key, value, tower.heads), tower.quick_gelu))
+        query = _project_in(block, x, slice(width), packed)
+        mixed = self._final(query, key, value, tower.heads)
+        return tower.project(_finish(block, x, mixed, tower.quick_gelu, packed))
+
+    @property
+    def rows(self) -> int:
+        """The number N of packed tokens of one prompt."""
+        return len(self._tree.owner)
 
     def _pack(self, learned: Tensor, constant: Tensor) -> Tensor:
         """Rows of learned tokens [M, n, *] and of constant ones [N - n, *] in packed order [M, N, *]."""
@@ -165,21 +173,27 @@ class SharedPass:
         self._device = device
 
 
-def _project_in(block: Any, x: Tensor, part: slice) -> Tensor:
+def _project_in(block: Any, x: Tensor, part: slice, packed: PackedMaps | None = None) -> Tensor:
     """The block's first norm, then the queries, keys and values (or a part of them): [..., w] -> [..., 3 w]."""
+    if packed is not None:
+        return packed.project_in(block.ln_1(x), part)
     attn = block.attn
     bias = None if attn.in_proj_bias is None else attn.in_proj_bias[part]
     return F.linear(block.ln_1(x), attn.in_proj_weight[part], bias)
 
 
-def _finish(block: Any, x: Tensor, mixed: Tensor, quick_gelu: bool) -> Tensor:
+def _finish(block: Any, x: Tensor, mixed: Tensor, quick_gelu: bool, packed: PackedMaps | None) -> Tensor:
     """The rest of a block after its attention: output map, residual, MLP, residual; x and mixed [M, *, w]."""
+    if packed is not None:
+        x = x + block.ls_1(packed.out(mixed))
+        h = packed.wide(block.ln_2(x))
+        return x + block.ls_2(packed.narrow(F.silu(h) if quick_gelu else block.mlp.gelu(h)))
     x = x + block.ls_1(block.attn.out_proj(mixed))
     if not quick_gelu:
         return x + block.ls_2(block.mlp(block.ln_2(x)))
     # QuickGELU h sigmoid(1.702 h) is silu(1.702 h) / 1.702. The factors ride on the matrix products, which leaves one
     # pass over the widest activations where open_clip's module makes three.
-    wide, narrow, factor = block.mlp.c_fc, block.mlp.c_proj, 1.702
+    wide, narrow, factor = block.mlp.c_fc, block.mlp.c_proj, QUICK
     h = block.ln_2(x).flatten(0, 1)
     h = F.silu(torch.addmm(wide.bias, h, wide.weight.T, beta=factor, alpha=factor))
     h = torch.addmm(narrow.bias, h, narrow.weight.T, beta=factor).view_as(x)

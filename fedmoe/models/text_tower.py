@@ -5,23 +5,38 @@ Shape letters: w token width, d feature width, n texts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedmoe.errors import UserError
+from fedmoe.models.packed import PackedLinear, available
+
+QUICK = 1.702  # OpenAI's activation is x sigmoid(1.702 x)
 
 
 class TextTower:
     """open_clip's text transformer, part by part, for the text pass.
 
     Holds references only: the modules belong to ``FrozenCLIP`` and move with it.
+
+    Attributes:
+        packed: whether the shared text pass multiplies with packed weights (``fedmoe.models.packed``), where it can.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._module: Any = module
+        self.packed = False
+        self._maps: Sequence[PackedMaps] | None = None
+        self._packed_for: tuple[Any, ...] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TextTower:
+        copied = TextTower(deepcopy(self._module, memo))  # packs its weights anew
+        copied.packed = self.packed
+        return copied
 
     @property
     def token_embedding(self) -> nn.Embedding:
@@ -85,6 +100,18 @@ class TextTower:
     def device(self) -> torch.device:
         return self.positional_embedding.device
 
+    def packed_maps(self) -> Sequence[PackedMaps] | None:
+        """The packed linear maps of each block; None where plain products are used."""
+        if not self.packed:
+            return None
+        weight = self.blocks[-1].attn.in_proj_weight
+        held = (weight.device, weight.dtype, weight._version)
+        if self._packed_for != held:
+            can = available(weight)
+            self._maps = [PackedMaps(block, self.quick_gelu) for block in self.blocks] if can else None
+            self._packed_for = held
+        return self._maps
+
     def transform(self, x: Tensor) -> Tensor:
         """open_clip's own transformer with its mask, on embedded tokens [n, at most context_length, w]."""
         return self._module.transformer(x, attn_mask=self.mask(x.shape[1]))
@@ -100,6 +127,27 @@ class TextTower:
         if projection is None:
             return x
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+
+
+class PackedMaps:
+    """The linear maps of a block with packed weights. Where the activation is QuickGELU, its factor before it is in
+    ``wide``, and that behind it in ``narrow``."""
+
+    def __init__(self, block: Any, quick_gelu: bool) -> None:
+        self._attn = attn = block.attn
+        factor, wide, narrow = QUICK if quick_gelu else 1.0, block.mlp.c_fc, block.mlp.c_proj
+        self._parts: dict[tuple[int | None, int | None], PackedLinear] = {}  # of the input map, made when first used
+        self.out = PackedLinear(attn.out_proj.weight, attn.out_proj.bias)
+        self.wide = PackedLinear(wide.weight, factor * wide.bias, factor)
+        self.narrow = PackedLinear(narrow.weight, narrow.bias, 1 / factor)
+
+    def project_in(self, x: Tensor, part: slice) -> Tensor:
+        """To queries, keys and values, or to a part of them."""
+        key = (part.start, part.stop)
+        if key not in self._parts:
+            bias = self._attn.in_proj_bias
+            self._parts[key] = PackedLinear(self._attn.in_proj_weight[part], None if bias is None else bias[part])
+        return self._parts[key](x)
 
 
 def require_prompts(config: Mapping[str, Any], name: str) -> None:

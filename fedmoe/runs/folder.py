@@ -22,9 +22,23 @@ FORMAT = 2
 """Raised when an older fedmoe could misread a folder. Folders without a run.json are of format 1."""
 
 
-def stamp(folder: Path) -> None:
-    """Write run.json: the folder's format, and the version of fedmoe that last wrote to it."""
-    write_json_atomic(folder / "run.json", {"format": FORMAT, "fedmoe": __version__})
+def stamp(folder: Path, packed_weights: bool | None = None) -> None:
+    """Write run.json: the folder's format, the version of fedmoe that last wrote to it, and what
+    ``runtime.packed_weights: auto`` chose, where it did."""
+    chosen = {} if packed_weights is None else {"packed_weights": packed_weights}
+    write_json_atomic(folder / "run.json", {"format": FORMAT, "fedmoe": __version__, **chosen})
+
+
+def packed_before(folder: Path) -> bool | None:
+    """What ``runtime.packed_weights: auto`` chose for a run; None where there is none, or it did not choose.
+
+    Raises:
+        UserError: as ``require_format``.
+    """
+    require_format(folder)
+    path = folder / "run.json"
+    found = json.loads(regular.read_regular(path, regular.MIB)).get("packed_weights") if path.exists() else None
+    return found if isinstance(found, bool) else None
 
 
 def require_format(folder: Path, oldest: int = FORMAT) -> None:

@@ -1,0 +1,59 @@
+"""A local step on cached features against the plain way: the image encoder on 32 images and all 77 tokens."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from experiments.bench.measure import Run, Spread, flop, interleaved
+from experiments.bench.setting import BATCH, class_names, client, step
+from fedmoe.models.clip import FrozenCLIP
+from fedmoe.models.packed import available
+from fedmoe.models.text_tower import TextTower
+from fedmoe.seeds import torch_generator
+
+
+def packed(tower: TextTower, on: bool, run: Run) -> Run:
+    """The run with or without packed weights."""
+
+    def switched() -> None:
+        tower.packed = on
+        run()
+
+    return switched
+
+
+def bench_step(clip: FrozenCLIP, classes: int, repeats: int, peak: float) -> dict[str, Any]:
+    """Seconds of a step, of what it stands for, and the factor between them.
+
+    Args:
+        peak: FLOP/s of the best matrix product.
+    """
+    names, generator = class_names(classes), torch_generator(2)
+    images = torch.randn(BATCH, 3, clip.image_size, clip.image_size, generator=generator)
+    labels = torch.randint(classes, (BATCH,), generator=generator)
+    features = clip.encode_image(images)
+    ours, plain = client(clip, names, "shared"), client(clip, names, "full")
+    ours_sgd, plain_sgd = ours.configure_optimizers(), plain.configure_optimizers()
+    runs: dict[str, Run] = {"default": packed(clip.text, False, lambda: step(ours, ours_sgd, features, labels))}
+    if available(clip.text.blocks[0].attn.in_proj_weight):
+        runs["packed"] = packed(clip.text, True, lambda: step(ours, ours_sgd, features, labels))
+    plain_runs: dict[str, Run] = {
+        "images": lambda: clip.encode_image(images),
+        "text": lambda: step(plain, plain_sgd, features, labels),
+    }
+    operations = {name: flop(run) for name, run in {"ours": runs["default"], **plain_runs}.items()}
+    times = interleaved({**runs, **plain_runs}, repeats)
+    plainly = [i + t for i, t in zip(times["images"].processor, times["text"].processor, strict=True)]
+    rows: dict[str, Any] = {name: found.to_json() for name, found in times.items()}
+    for name, row in rows.items():
+        done = operations["ours" if name in runs else name]
+        rate = done / row["processor_seconds"]["median"]
+        row |= {"flop": done, "flop_per_second": rate, "share_of_best_product": rate / peak}
+        if name in runs:
+            ratios = [p / o for p, o in zip(plainly, times[name].processor, strict=True)]
+            row["speed_up"] = asdict(Spread.of(ratios))
+    ours_is = min(runs, key=lambda name: rows[name]["processor_seconds"]["median"])
+    return {"ours": ours_is, "speed_up": rows[ours_is]["speed_up"], "runs": rows}
