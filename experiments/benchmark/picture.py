@@ -51,8 +51,8 @@ def picture(plan: Plan, lines: Sequence[Line]) -> Figure:
         panels[2].minorticks_off()
     for panel in panels:
         panel.grid(axis="y")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", handlelength=3.2, fontsize=8.5)
-    figure.suptitle(plan.title)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", handlelength=3.2, fontsize=8.5)
+    figure.suptitle(plot_style.short(plan.title, 130), x=0.01, ha="left", fontsize=11)
     return figure
 
 
@@ -61,6 +61,9 @@ def _logarithmic(panel: Axes, costs: Sequence[float]) -> None:
     if positive:
         panel.set_xscale("symlog", linthresh=min(positive), linscale=0.3)
         panel.set_xlim(left=0)
+        ticks = [10.0**power for power in range(-6, 7) if min(positive) <= 10.0**power <= 1.2 * max(positive)]
+        panel.set_xticks([0.0, *ticks], labels=[f"{tick:g}" for tick in (0.0, *ticks)])
+        panel.minorticks_off()
 
 
 def _course(entry: Entry) -> list[tuple[float, float, float]]:

@@ -212,7 +212,8 @@ def evaluate(settings: Namespace, console: Console) -> None:
 
     folder = Path(settings.run)
     experiment, methods = _of_run(folder)
-    session, targets = Session(experiment, console), _targets(settings.targets)
+    targets = _targets(settings.targets)  # before CLIP is loaded
+    session = Session(experiment, console)
     found = score(session, methods[0], folder, settings.classes, settings.join_rounds, settings.best, targets)
     lines = [f"{methods[0].label}: accuracy {_spread(found['accuracy'])}, mean ± standard deviation over clients"]
     if "classes" in found:
