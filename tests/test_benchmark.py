@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.benchmark import protocols
+from experiments.benchmark import protocols, rates
 from experiments.benchmark.__main__ import main
 from experiments.benchmark.protocols import load_protocol, names
 from experiments.benchmark.scores import SCORES, check_scores
@@ -38,7 +38,7 @@ def test_the_settings_of_a_protocol_are_valid(name, tmp_path):
         manifest = load_protocol(name, preset)
         check_scores(manifest.scores)
         rows = tuple(row for row in manifest.rows if method_of(row) in ("ZeroShot", "PFedMoAP"))
-        plan = make_plan(replace(manifest, rows=rows), Options(tmp_path))
+        plan = make_plan(replace(manifest, rows=rows, controls=()), Options(tmp_path))
         assert plan.runs and not plan.pending()
         assert all(cell.state == "run" for cell in plan.cells)
 
@@ -112,3 +112,17 @@ def test_a_leaderboard(tmp_path, monkeypatch, capsys):
     before = [path.stat().st_mtime_ns for path in sorted((tmp_path / "runs").rglob("rounds.jsonl"))]
     assert main(args) == 0  # nothing runs again
     assert before == [path.stat().st_mtime_ns for path in sorted((tmp_path / "runs").rglob("rounds.jsonl"))]
+
+
+def test_a_rate_is_chosen_by_validation_on_other_seeds(tmp_path, capsys):
+    args = ["domains", "--preset=embedded", "--rounds=1", "--methods", "promptfl", "--rates", "0.002", "0.1"]
+    assert rates.main([*args, f"--out={tmp_path}"]) == 0
+    found = {}
+    for rate in ("0.002", "0.1"):
+        runs = tmp_path / f"domains-{rate}" / "runs"
+        assert sorted(path.name for path in runs.iterdir()) == [f"promptfl-digits-seed{seed}" for seed in (101, 102)]
+        lines = [(path / "rounds.jsonl").read_text().splitlines()[-1] for path in runs.iterdir()]
+        found[rate] = sum(json.loads(line)["validation"]["mean"] for line in lines) / 2
+    printed = capsys.readouterr().out
+    assert all(f"rate {rate}: validation accuracy {mean:.2f} %" in printed for rate, mean in found.items())
+    assert f"best: {max(found, key=found.get)}" in printed

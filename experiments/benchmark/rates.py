@@ -18,6 +18,7 @@ from rich.console import Console
 
 from experiments.benchmark.protocols import load_protocol, names
 from experiments.exits import exit_code
+from experiments.reproduce.__main__ import _count
 
 SEEDS = (101, 102)
 VALIDATION = 0.2
@@ -36,7 +37,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, metavar="ROOT", help="folder that holds the data sets' folders")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.02, 0.1], help="the rates (default: 0.02 0.1)")
     parser.add_argument("--methods", nargs="+", metavar="ROW", help="these rows alone (default: all that train)")
-    parser.add_argument("--axis", type=float, metavar="X", help="this place on the axis alone (default: all)")
+    parser.add_argument("--rounds", type=_count, metavar="N", help="communication rounds (default: the protocol's)")
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/rates"), help="folder for the runs")
     return parser.parse_args(arguments)
 
@@ -55,9 +56,8 @@ def choose(options: argparse.Namespace, console: Console) -> int:
     for rate in options.rates:
         given = {"optim.prompt_lr": rate, "optim.gating_lr": rate, "federation.validation": VALIDATION}
         out = (options.out / f"{options.name}-{rate:g}").resolve()
-        plan = make_plan(manifest, Options(out, options.data, 1, settings=given))
-        cells = [cell for cell in plan.cells if options.axis in (None, cell.x)]
-        cells = [replace(cell, runs=tuple(run.with_seed(s) for run in cell.runs for s in SEEDS)) for cell in cells]
+        plan = make_plan(manifest, Options(out, options.data, 1, options.rounds, settings=given))
+        cells = [replace(cell, runs=tuple(run.with_seed(s) for run in cell.runs for s in SEEDS)) for cell in plan.cells]
         run_protocol(replace(plan, cells=tuple(cells)), 1, console)
         found: dict[str, list[float]] = {}
         for cell in cells:
