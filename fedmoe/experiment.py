@@ -60,6 +60,7 @@ from fedmoe.federation.orchestrator import Federation
 from fedmoe.federation.rehearsal import rehearse
 from fedmoe.federation.restore import read_state, restore
 from fedmoe.federation.state import fresh_server
+from fedmoe.federation.transfer import score_transfer
 from fedmoe.io import write_json_atomic, write_text_atomic
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
@@ -148,18 +149,17 @@ class Session:
                 )
         return self._data[kind]
 
-    def test_images(self, method: Method, whole: DataSet) -> tuple[TestImages, TestImages]:
-        """All test images of the run's classes, and all of the other classes of ``whole``."""
+    def test_images(self, method: Method, whole: DataSet) -> TestImages:
+        """All test images of a data set, with the kind of features that the method uses."""
         e, encoder = self.experiment, method.encoder(self.clip)
         with extraction_progress(self.console) as progress:
             found = extract_test(whole, self.clip, e.features, encoder, progress)
-        labels, known = torch.from_numpy(whole.test.labels), len(self.data(method).class_names)
+        labels = torch.from_numpy(whole.test.labels)
         readable = ~torch.isin(torch.arange(len(labels)), torch.tensor(list(found.damaged), dtype=torch.int64))
-        base, novel = readable & (labels < known), readable & (labels >= known)
-        return TestImages(found.values[base], labels[base]), TestImages(found.values[novel], labels[novel] - known)
+        return TestImages(found.values[readable], labels[readable])
 
-    def module(self, method: Method, class_names: Sequence[str]) -> ClientModule:
-        """The method's client for these classes, on the device of the run."""
+    def module(self, method: Method, class_names: Sequence[str], template: str | None = None) -> ClientModule:
+        """The method's client for these classes, on the device of the run; ``template`` in place of the run's."""
         e = self.experiment
         prompts = PromptLearner(self.clip, class_names, e.prompt, torch_generator(e.seed, "prompt"))
         self._settle_packing(prompts)
@@ -168,7 +168,7 @@ class Session:
             prompts,
             method=method,
             optim=e.optim,
-            constants=method.constants(self.clip, class_names, e.data.template),
+            constants=method.constants(self.clip, class_names, template or e.data.template),
             seed=e.seed,
             text_cache_mib=e.runtime.text_cache_mib,
         )
@@ -410,7 +410,13 @@ def _labels(methods: Sequence[Method]) -> list[str]:
 
 
 def evaluate(
-    session: Session, method: Method, folder: Path, classes: bool = False, join_rounds: int = 1, best: bool = False
+    session: Session,
+    method: Method,
+    folder: Path,
+    classes: bool = False,
+    join_rounds: int = 1,
+    best: bool = False,
+    targets: Mapping[str, DataSet] | None = None,
 ) -> dict[str, Any]:
     """Score the clients of a run folder again from its last checkpoint; returns the contents of evaluation.json.
 
@@ -418,9 +424,10 @@ def evaluate(
 
     ``accuracy``: over clients in percent: mean, std, min, max, worst_decile. ``classes``, if asked for: a
     ``ClassScores``. ``late``, where there are late clients: a ``LateScores`` after ``join_rounds`` rounds.
+    ``transfer``, if there are ``targets`` (name -> data set): a ``TransferScores``.
 
     Raises:
-        UserError: the folder holds no checkpoint, or the run held out no classes.
+        UserError: the folder holds no checkpoint, the run held out no classes, or its prompts fit no other classes.
     """
     require_format(folder)
     state = read_state(StateStore(folder / "state"), best)
@@ -434,6 +441,8 @@ def evaluate(
         raise UserError(f"join_rounds is {join_rounds}; valid is an integer of at least 1.")
     novel = novel_classes(session.experiment) if classes else None
     session.packed = packed_before(folder)
+    if targets:
+        require_generic(session.experiment)
     federation = session.federation(method, engine=EngineConfig())  # its checkpoint holds what simulated clients keep
     restore(federation, state, folder)
     context = RoundContext(state.round, (), session.experiment.seed)
@@ -441,13 +450,22 @@ def evaluate(
     fleet, server = federation.fleet, federation.server
     assert isinstance(fleet, LocalFleet)
     if novel is not None:
-        base_images, novel_images = session.test_images(method, novel)
-        module = session.module(method, novel.class_names[len(session.data(method).class_names) :])
+        images, known = session.test_images(method, novel), len(session.data(method).class_names)
+        base = images.labels < known
+        base_images = TestImages(images.features[base], images.labels[base])
+        novel_images = TestImages(images.features[~base], images.labels[~base] - known)
+        module = session.module(method, novel.class_names[known:])
         scores = score_classes(fleet, module, server, context, base_images, novel_images, federation.defences)
         found["classes"] = asdict(scores)
     if federation.config.late_clients:
         late = score_late_clients(fleet, method, server, federation.config, context, join_rounds, federation.defences)
         found["late"] = asdict(late)
+    if targets:
+        ready = {
+            name: (session.module(method, data.class_names, data.template), session.test_images(method, data))
+            for name, data in targets.items()
+        }
+        found["transfer"] = asdict(score_transfer(fleet, server, context, ready, federation.defences))
     write_json_atomic(folder / "evaluation.json", found)
     return found
 
@@ -465,9 +483,14 @@ def novel_classes(experiment: Experiment) -> DataSet:
             f"data.subset.classes is {count}, so the run held no class of {base.name!r} out; novel classes need a run "
             f"with 1 to {total - 1} of its {total}."
         )
+    require_generic(experiment)
+    return whole
+
+
+def require_generic(experiment: Experiment) -> None:
+    """Raise a UserError where prompts belong to classes, and so know no others."""
     if experiment.prompt.class_specific:
         raise UserError("prompt.class_specific is true: such prompts know no novel classes; valid is false.")
-    return whole
 
 
 def _write_summary(

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.benchmark import protocols
+from experiments.benchmark import protocols, rates
 from experiments.benchmark.__main__ import main
 from experiments.benchmark.protocols import load_protocol, names
 from experiments.benchmark.scores import SCORES, check_scores
@@ -23,6 +23,10 @@ BASE = (19, 51, 24, 50, 51, 51, 199, 98, 50)  # Pets, Flowers, DTD, Caltech, Foo
 
 @pytest.mark.parametrize("name", names())
 def test_every_method_is_in_every_protocol(name):
+    assert [row.marked for row in load_protocol(name).controls] == [
+        "pFedMoAP, local expert alone (control)",
+        "pFedMoAP, noise as experts (control)",
+    ]
     found = [method_of(row) for row in load_protocol(name).rows]
     assert len(found) == len(set(found))
     assert set(found) == set(methods.__all__) - {"Method"}
@@ -34,7 +38,7 @@ def test_the_settings_of_a_protocol_are_valid(name, tmp_path):
         manifest = load_protocol(name, preset)
         check_scores(manifest.scores)
         rows = tuple(row for row in manifest.rows if method_of(row) in ("ZeroShot", "PFedMoAP"))
-        plan = make_plan(replace(manifest, rows=rows), Options(tmp_path))
+        plan = make_plan(replace(manifest, rows=rows, controls=()), Options(tmp_path))
         assert plan.runs and not plan.pending()
         assert all(cell.state == "run" for cell in plan.cells)
 
@@ -65,32 +69,60 @@ def test_mistakes_are_one_sentence(capsys):
 
 
 def test_a_leaderboard(tmp_path, monkeypatch, capsys):
-    """Two methods, one round, through the processes and the evaluation of the real command."""
-    rows = [row for row in protocols._all() if method_of(row) == "PromptFL"]
+    """Two methods, one that refuses its settings, one round, through the training and the evaluation of the command."""
+    rows = [row for row in protocols._all() if method_of(row) in ("PromptFL", "FedAMP")]
+    refusing = {"method": {"init_args": {"alpha": 0.9}}}  # at most sigma / (clients - 1) = 0.25
+    rows = [replace(row, settings=refusing) if method_of(row) == "FedAMP" else row for row in rows]
     monkeypatch.setattr(protocols, "_all", lambda: rows)
+    monkeypatch.setattr(protocols, "CONTROLS", {})
     args = ["base-to-novel", "--preset=embedded", "--seeds=1", "--rounds=1", f"--out={tmp_path}"]
     assert main(args) == 0, capsys.readouterr()
-    expected = {}
+    expected, composites = {}, {}
     for path in (tmp_path / "runs").iterdir():
         classes = json.loads((path / "evaluation.json").read_text())["classes"]
         local, base, novel = (classes[key]["mean"] for key in ("local", "base", "novel"))
         both = 2 * base * novel / (base + novel)
-        last = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()][1:]
-        sent = sum(line["bytes"]["down"] + line["bytes"]["up"] for line in last) / 1e6
+        lines = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
+        sent = sum(line["bytes"]["down"] + line["bytes"]["up"] for line in lines[1:]) / 1e6
         three = 3 / (1 / local + 1 / base + 1 / novel)
-        expected[path.name.partition("-")[0]] = [(local + both) / 2, local, base, novel, both, three, sent]
+        within = lines[-1]["accuracy"]["mean"]  # neither sends more than PromptFL
+        row, data, _ = path.name.split("-")
+        expected[data, row] = [(local + both) / 2, local, base, novel, both, three, within, sent]
+        composites.setdefault(row, []).append((local + both) / 2)
     with (tmp_path / "base-to-novel.csv").open() as file:
         found = list(csv.DictReader(file))
-    order = sorted(expected.values(), key=lambda numbers: -numbers[0])
-    assert len(found) == len(order) == 2
-    for line, numbers in zip(found, order, strict=True):
-        columns = ["combined", "local", "base", "novel", "harmonic_mean", "harmonic_mean_with_local", "megabytes"]
-        assert [float(line[key]) for key in columns] == pytest.approx(numbers)
+    assert len(found) == len(expected) == 4
+    keys = {"PromptFL": "promptfl", "Zero-shot CLIP": "zero_shot_clip"}
+    for line in found:
+        columns = ["combined", "local", "base", "novel", "harmonic_mean", "harmonic_mean_with_local", "within_bytes"]
+        numbers = [float(line[key]) for key in (*columns, "megabytes")]
+        assert numbers == pytest.approx(expected[line["data"], keys[line["method"]]])
+    means = {row: sum(values) / len(values) for row, values in composites.items()}
     page = (tmp_path / "base-to-novel.md").read_text()
-    assert f"| 1 | {found[0]['method']} | {order[0][0]:.2f} | {order[0][1]:.2f} |" in page
+    best = max(keys, key=lambda label: means[keys[label]])
+    assert f"| 1 | {best} | {means[keys[best]]:.2f} |" in page
+    assert "| – | Prompt+FedAMP | not applicable |" in page
+    assert (
+        "- Prompt+FedAMP is not applicable: method.alpha is 0.9; with method.sigma = 1 and federation.clients" in page
+    )
     assert "\npython -m experiments.benchmark base-to-novel --preset=embedded --seeds=1 --rounds=1\n" in page
+    assert "| PromptFL | FedMGP | 71.19 | 71.70 | 71.46 |" in page  # FedMGP's table 1, beside ours
     assert str(tmp_path) not in page  # no folder of the machine
     assert (tmp_path / "base-to-novel.png").stat().st_size > 10_000
     before = [path.stat().st_mtime_ns for path in sorted((tmp_path / "runs").rglob("rounds.jsonl"))]
     assert main(args) == 0  # nothing runs again
     assert before == [path.stat().st_mtime_ns for path in sorted((tmp_path / "runs").rglob("rounds.jsonl"))]
+
+
+def test_a_rate_is_chosen_by_validation_on_other_seeds(tmp_path, capsys):
+    args = ["domains", "--preset=embedded", "--rounds=1", "--methods", "promptfl", "--rates", "0.002", "0.1"]
+    assert rates.main([*args, f"--out={tmp_path}"]) == 0
+    found = {}
+    for rate in ("0.002", "0.1"):
+        runs = tmp_path / f"domains-{rate}" / "runs"
+        assert sorted(path.name for path in runs.iterdir()) == [f"promptfl-digits-seed{seed}" for seed in (101, 102)]
+        lines = [(path / "rounds.jsonl").read_text().splitlines()[-1] for path in runs.iterdir()]
+        found[rate] = sum(json.loads(line)["validation"]["mean"] for line in lines) / 2
+    printed = capsys.readouterr().out
+    assert all(f"rate {rate}: validation accuracy {mean:.2f} %" in printed for rate, mean in found.items())
+    assert f"best: {max(found, key=found.get)}" in printed

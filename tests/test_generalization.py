@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from fedmoe.cli import main
 from fedmoe.config import PromptConfig
-from fedmoe.data import Digits, Dirichlet
+from fedmoe.data import DigitDomains, Digits, Dirichlet
 from fedmoe.data.partition import partition_dataset
 from fedmoe.data.subset import SubsetConfig
 from fedmoe.federation.restore import read_state
@@ -146,7 +146,9 @@ def test_own_classes_are_those_a_client_trained_on(
     assert found["classes"]["own"]["mean"] >= found["accuracy"]["mean"]
 
 
-def test_local_is_among_all_base_classes(folder: Path, embedded_clip: FrozenCLIP, test_images: Images) -> None:
+def test_local_is_among_all_base_classes(
+    folder: Path, embedded_clip: FrozenCLIP, test_images: Images, capsys: pytest.CaptureFixture[str]
+) -> None:
     """FedPGP's and FedMGP's Local, and the composites that papers print, from the global prompt by hand."""
     run = fit(folder, "PromptFL", "--partition=Pathological", name="skewed")
     found, state = evaluation(run, "--classes=true")["classes"], kept(run)
@@ -160,6 +162,10 @@ def test_local_is_among_all_base_classes(folder: Path, embedded_clip: FrozenCLIP
         expected.append(share(features[mine] @ text.T, labels[mine]))
     local, base, novel = (found[name]["mean"] for name in ("local", "base", "novel"))
     assert local == pytest.approx(sum(expected) / len(expected))
+    assert found["clients"]["local"] == pytest.approx(expected)
+    printed = capsys.readouterr().out
+    assert f"HM = 2 · base · novel / (base + novel) = {harmonic(base, novel):.2f} %" in printed
+    assert f"CM = (Local + HM) / 2 = {(local + harmonic(base, novel)) / 2:.2f} %" in printed
     assert found["harmonic_mean_with_local"] == pytest.approx(harmonic(local, base, novel))
     assert found["combined"] == pytest.approx((local + harmonic(base, novel)) / 2)
 
@@ -201,6 +207,33 @@ def test_a_client_that_joins(folder: Path, embedded_clip: FrozenCLIP) -> None:
         pixels = torch.stack([embedded_clip.preprocess(split.image(int(i))) for i in mine])
         shares.append(share(embedded_clip.encode_image(pixels) @ text.T, torch.from_numpy(split.labels[mine])))
     assert one["as_they_come"]["mean"] == pytest.approx(sum(shares) / 2)
+    assert one["each"] == pytest.approx(shares)
+
+
+def test_other_data_sets_as_targets(
+    folder: Path, embedded_clip: FrozenCLIP, test_images: Images, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Learned on six classes, scored on all test images of two data sets of ten, each among its own class names."""
+    run, files = fit(folder, "FedPer"), [folder / "inverted.yaml", folder / "digits.yaml"]
+    files[0].write_text("data: {class_path: DigitDomains, init_args: {domains: [inverted], subset: {test: 60}}}")
+    files[1].write_text("data: {class_path: Digits}")
+    found, state = evaluation(run, f"--targets={files[0]},{files[1]}")["transfer"], kept(run)
+    split = DigitDomains(domains=("inverted",), subset=SubsetConfig(test=60)).test
+    pixels = torch.stack([embedded_clip.preprocess(split.image(i)) for i in range(60)])
+    images = {"inverted": (embedded_clip.encode_image(pixels), torch.from_numpy(split.labels)), "digits": test_images}
+    learner, expected = PromptLearner(embedded_clip, NAMES, PromptConfig()), []
+    for client_id in range(CLIENTS - LATE):
+        own = state.clients[client_id].parameters["own"]
+        with torch.no_grad():
+            text = learner(torch.cat([state.server.shared["prompt"], own]))
+        expected.append([share(features @ text.T, labels) for features, labels in images.values()])
+    for place, name in enumerate(images):
+        assert found["targets"][name]["mean"] == pytest.approx(sum(each[place] for each in expected) / len(expected))
+    assert found["clients"] == pytest.approx([sum(each) / 2 for each in expected])
+    assert len(set(found["clients"])) > 1  # the models are personal
+    assert f"mean of the targets {sum(map(sum, expected)) / 2 / len(expected):.2f} %" in capsys.readouterr().out
+    assert main(["evaluate", str(run), f"--targets={files[0]},{folder / 'x' / files[0].name}"]) == 2
+    assert "targets has two files named inverted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

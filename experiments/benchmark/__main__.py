@@ -1,7 +1,8 @@
 """``python -m experiments.benchmark PROTOCOL``: run every method in a protocol, and rank them.
 
-The same command again skips what is finished. Exit code: 0 when every run is there, 1 when one failed, 2 for a mistake
-in the input, 130 after Ctrl-C.
+The same command again skips what is finished. Runs are made in this process, one after the other, or with --jobs above
+1 as processes. Exit code: 0 when every run is there or does not apply, 1 when one failed, 2 for a mistake in the input,
+130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.benchmark.protocols import load_protocol, names
-from experiments.benchmark.scores import check_scores, evaluate
+from experiments.benchmark.scores import check_scores
 from experiments.exits import exit_code
 from experiments.reproduce.__main__ import _count, machine
 from fedmoe.errors import UserError
@@ -32,15 +33,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=_count, metavar="N", help="communication rounds, to scale down")
     parser.add_argument("--jobs", type=_count, metavar="N", default=1, help="runs at once (default: 1)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for runs, logs and leaderboard")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="folder for the leaderboard (default: that of --out)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the runs; run nothing")
     return parser.parse_args(arguments)
 
 
 def benchmark(options: argparse.Namespace, console: Console) -> int:
     """What the command line asks for."""
-    from experiments.benchmark.leaderboard import picture, rank, read_entries, table, tested, to_csv, to_markdown
+    from experiments.benchmark.leaderboard import rank, read_entries, table, to_csv
+    from experiments.benchmark.page import to_markdown
+    from experiments.benchmark.picture import picture
+    from experiments.benchmark.runs import labels_of, run_protocol
     from experiments.reproduce.plan import Options, make_plan
-    from experiments.reproduce.runner import run_all
     from fedmoe import display
     from fedmoe.io import write_text_atomic
     from fedmoe.report import plot_style
@@ -52,7 +58,8 @@ def benchmark(options: argparse.Namespace, console: Console) -> int:
     out = (options.out or Path("runs") / "-".join(part for part in parts if part)).resolve()
     plan = make_plan(manifest, Options(out, options.data, options.seeds, options.rounds))
     say = partial(display.say, console)
-    say(f"{plan.title}: {len(plan.runs)} runs of {len(manifest.rows)} methods in {out}")
+    rows = f"{len(manifest.rows)} methods and {len(manifest.controls)} controls"
+    say(f"{plan.title}: {len(plan.runs)} runs of {rows} in {out}")
     for label, reason in plan.pending().items():
         say(f"pending: {label} ({reason})")
     if options.dry_run:
@@ -61,26 +68,24 @@ def benchmark(options: argparse.Namespace, console: Console) -> int:
         return 0
     if any(not run.finished for run in plan.runs):
         plan.check_data()
-    outcome = run_all(plan.runs, options.jobs, console, manifest.name, out)
-    if outcome.interrupted:
+    done = run_protocol(plan, options.jobs, console)
+    if done.interrupted:
         raise KeyboardInterrupt
-    codes = [evaluate(run, manifest.scores) for run in plan.runs if run.finished]
-    for failed, why in outcome.failed:
-        say(f"FAILED: {failed.name} {why} (log: {failed.log})")
+    for failed, why in done.failed:
+        say(f"FAILED: {failed.name} {why}")
     entries = read_entries(plan)
     if not entries:
         raise UserError(f"No method has finished in {out}; valid is at least one.")
-    lines = rank(entries, tested(plan))
-    shown = table(plan, lines)
-    command = _command(options)
-    picture_name = f"{manifest.name}.png"
-    write_text_atomic(out / f"{manifest.name}.csv", to_csv(plan, lines))
-    plot_style.save(picture(plan, lines), out / picture_name)
-    page = to_markdown(plan, shown, machine(), command, picture_name)
-    write_text_atomic(out / f"{manifest.name}.md", page)
+    lines, refused = rank(entries), labels_of(plan, done.refused)
+    shown = table(plan, lines, refused)
+    folder, name = options.report or out, manifest.name
+    write_text_atomic(folder / f"{name}.csv", to_csv(plan, lines))
+    plot_style.save(picture(plan, lines), folder / f"{name}.png")
+    write_text_atomic(folder / f"{name}.md", to_markdown(plan, shown, machine(), _command(options), f"{name}.png"))
     show(shown, console)
-    say(f"leaderboard: {out / f'{manifest.name}.md'}")
-    return int(bool(outcome.failed) or any(codes) or any(not run.finished for run in plan.runs))
+    say(f"leaderboard: {folder / f'{name}.md'}")
+    missing = [run for run in plan.runs if not run.finished and run.name not in done.refused]
+    return int(bool(done.failed or missing))
 
 
 def _command(options: argparse.Namespace) -> str:

@@ -1,6 +1,7 @@
 """The protocols: manifests in ``experiments/protocols/<name>/manifest.yaml``, as for tables and figures.
 
 A protocol's rows are its own and after them every other method of fedmoe: a method that is added takes part at once.
+The controls come last: pFedMoAP without other clients' prompts, and with noise in their place.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ import inspect
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.reproduce.manifest import EXPERIMENTS, ROOT, Manifest, Row, read_manifest
+from experiments.reproduce.manifest import EXPERIMENTS, ROOT, Manifest, Row, control, read_manifest
 from experiments.reproduce.pending import method_of
 from fedmoe.cli.yaml_files import load_file
 from fedmoe.errors import UserError, did_you_mean
 from fedmoe.protocol.method import Method
 
 PROTOCOLS = EXPERIMENTS / "protocols"
+CONTROLS = {"local_expert_alone": "pFedMoAP, local expert alone", "noise_experts": "pFedMoAP, noise as experts"}
 
 
 def names() -> list[str]:
@@ -24,7 +26,7 @@ def names() -> list[str]:
 
 
 def load_protocol(name: str, preset: str | None = None) -> Manifest:
-    """A protocol with all methods as rows.
+    """A protocol with all methods and controls as rows.
 
     Raises:
         UserError: there is no such protocol or preset, or its manifest is not valid.
@@ -34,7 +36,8 @@ def load_protocol(name: str, preset: str | None = None) -> Manifest:
         raise UserError(f"{name!r} is no protocol; valid is {', '.join(names())}{near}")
     manifest = read_manifest(PROTOCOLS / name / "manifest.yaml", preset)
     present = {method_of(row) for row in manifest.rows}
-    return replace(manifest, rows=(*manifest.rows, *(row for row in _all() if method_of(row) not in present)))
+    rows = (*manifest.rows, *(row for row in _all() if method_of(row) not in present))
+    return replace(manifest, rows=rows, controls=tuple(control(key, label) for key, label in CONTROLS.items()))
 
 
 def _all() -> list[Row]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import harmonic_mean
 from typing import Any
 
 from experiments.reproduce.plan import Run
@@ -12,33 +13,97 @@ from fedmoe.errors import UserError
 from fedmoe.report.run import Run as Record
 from fedmoe.report.run import read_run
 
+Each = Mapping[int, float]  # client -> percent
+
 
 @dataclass(frozen=True)
 class Score:
     """A number of a run: where it stands, and what the leaderboard says of it.
 
     Attributes:
-        place: keys in evaluation.json; () for what rounds.jsonl has.
         formula: in words.
+        place: keys in evaluation.json; () for what rounds.jsonl has.
+        each: (record, evaluation.json) -> the same of each client alone, for paired tests; a composite is then that of
+            the client's own numbers.
     """
 
     label: str
     formula: str
+    each: Callable[[Record, Mapping[str, Any]], Each]
     place: tuple[str, ...] = ()
 
 
+def _last(field: str) -> Callable[[Record, Mapping[str, Any]], Each]:
+    def each(record: Record, evaluation: Mapping[str, Any]) -> Each:
+        scores = record.clients[record.last.round] if record.last else ()
+        return {score.client: value for score in scores if (value := getattr(score, field)) is not None}
+
+    return each
+
+
+def _listed(*place: str) -> Callable[[Record, Mapping[str, Any]], Each]:
+    def each(record: Record, evaluation: Mapping[str, Any]) -> Each:
+        found: Any = evaluation
+        for key in place:
+            found = found.get(key, {})
+        return dict(enumerate(found))
+
+    return each
+
+
+def _composite(formula: Callable[[float, float, float], float]) -> Callable[[Record, Mapping[str, Any]], Each]:
+    def each(record: Record, evaluation: Mapping[str, Any]) -> Each:
+        numbers = evaluation.get("classes", {}).get("clients", {})
+        parts = zip(*(numbers.get(name, ()) for name in ("local", "base", "novel")), strict=True)
+        return {client: formula(*part) for client, part in enumerate(parts)}
+
+    return each
+
+
+def _of_classes(label: str, formula: str, name: str) -> Score:
+    return Score(label, formula, _listed("classes", "clients", name), ("classes", name, "mean"))
+
+
 SCORES = {
-    "accuracy": Score("Accuracy", "own test images among all classes of the run, last round"),
-    "others": Score("Others", "test images of classes that the client has no training images of, last round"),
-    "local": Score("Local", "own classes' test images among all base classes", ("classes", "local", "mean")),
-    "base": Score("Base", "all base classes' test images among all base classes", ("classes", "base", "mean")),
-    "novel": Score("Novel", "all novel classes' test images among all novel classes", ("classes", "novel", "mean")),
-    "harmonic_mean": Score("HM", "harmonic mean of Base and Novel (CoCoOp)", ("classes", "harmonic_mean")),
-    "harmonic_mean_with_local": Score(
-        "HM of three", "harmonic mean of Local, Base and Novel (pFedMMA)", ("classes", "harmonic_mean_with_local")
+    "accuracy": Score("Accuracy", "own test images among all classes of the run, last round", _last("accuracy")),
+    "others": Score(
+        "Others",
+        "test images of classes that the client has no training images of (in its domain), last round",
+        _last("accuracy_others"),
     ),
-    "combined": Score("CM", "(Local + HM) / 2 (FedMGP)", ("classes", "combined")),
-    "late": Score("Left out", "the domain left out, with what the others learned", ("late", "as_they_come", "mean")),
+    "local": _of_classes("Local", "own classes' test images among all base classes", "local"),
+    "base": _of_classes("Base", "all base classes' test images among all base classes", "base"),
+    "novel": _of_classes("Novel", "all novel classes' test images among all novel classes", "novel"),
+    "harmonic_mean": Score(
+        "HM",
+        "HM(Base, Novel) = 2 · Base · Novel / (Base + Novel) (CoCoOp)",
+        _composite(lambda local, base, novel: harmonic_mean([base, novel])),
+        ("classes", "harmonic_mean"),
+    ),
+    "harmonic_mean_with_local": Score(
+        "HM of three",
+        "3 / (1/Local + 1/Base + 1/Novel) (pFedMMA)",
+        _composite(lambda local, base, novel: harmonic_mean([local, base, novel])),
+        ("classes", "harmonic_mean_with_local"),
+    ),
+    "combined": Score(
+        "CM",
+        "(Local + HM) / 2 (FedMGP)",
+        _composite(lambda local, base, novel: (local + harmonic_mean([base, novel])) / 2),
+        ("classes", "combined"),
+    ),
+    "late": Score(
+        "Left out",
+        "test images of the domain left out, with what the others learned",
+        _listed("late", "each"),
+        ("late", "as_they_come", "mean"),
+    ),
+    "transfer": Score(
+        "Targets",
+        "all test images of each target, with each client's own model; mean over clients and targets",
+        _listed("transfer", "clients"),
+        ("transfer", "mean"),
+    ),
 }
 
 
@@ -49,52 +114,71 @@ def check_scores(names: tuple[str, ...]) -> None:
         raise UserError(f"scores has {unknown[0] if unknown else 'no name'!r}; valid is {', '.join(SCORES)}.")
 
 
-def evaluate(run: Run, names: tuple[str, ...]) -> int:
-    """Score a finished run in the ways that its training did not; the exit code of ``evaluate``."""
-    from fedmoe.cli import main
-
-    asked = {SCORES[name].place[0] for name in names if SCORES[name].place}
-    found = _evaluation(run)
-    if not asked - found.keys():
-        return 0
-    return main(["evaluate", str(run.folder), f"--classes={str('classes' in asked).lower()}"])
+def asked(names: tuple[str, ...], targets: bool) -> set[str]:
+    """The sections of evaluation.json that the scores stand in; those of targets only where there are some."""
+    found = {SCORES[name].place[0] for name in names if SCORES[name].place}
+    return found if targets else found - {"transfer"}
 
 
-def _evaluation(run: Run) -> Mapping[str, Any]:
+def evaluation(run: Run) -> Mapping[str, Any]:
+    """What the run's evaluation.json holds; nothing where there is none."""
     path = run.folder / "evaluation.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A finished run and its scores; None where it has no such score."""
+    """A finished run and its scores; None where it has no such score.
+
+    Attributes:
+        each: the first score of each client.
+    """
 
     run: Run
     record: Record
     scores: Mapping[str, float | None]
+    each: Each
 
     @property
     def megabytes(self) -> float:
         """Of all rounds and clients, down and up, without evaluations."""
-        return sum(r.bytes.get("down", 0) + r.bytes.get("up", 0) for r in self.record.rounds if r.round > 0) / 1e6
+        return self.course[-1][1]
 
     @property
     def seconds(self) -> float:
         return self.record.seconds["train"]
 
+    @property
+    def course(self) -> list[tuple[int, float, float, float | None]]:
+        """(round, MB so far, seconds of training so far, accuracy in percent if the round was evaluated)."""
+        found, sent, passed = [], 0.0, 0.0
+        for record in self.record.rounds:
+            if record.round > 0:
+                sent += (record.bytes.get("down", 0) + record.bytes.get("up", 0)) / 1e6
+                passed += record.seconds["train"]
+            found.append((record.round, sent, passed, record.accuracy["mean"] if record.accuracy else None))
+        return found
+
+    def within(self, megabytes: float) -> float | None:
+        """The accuracy of the last evaluated round up to which at most so much had been sent."""
+        reached = [
+            accuracy for _, sent, _, accuracy in self.course if accuracy is not None and sent <= megabytes + 1e-9
+        ]
+        return reached[-1] if reached else None
+
 
 def read_result(run: Run, names: tuple[str, ...]) -> Result:
     """The scores of a finished run."""
-    record, evaluation = read_run(run.folder), _evaluation(run)
+    record, found = read_run(run.folder), evaluation(run)
     last = record.last
     scores: dict[str, float | None] = {}
     for name in names:
-        found: Any = evaluation
+        value: Any = found
         if SCORES[name].place:
             for key in SCORES[name].place:
-                found = found.get(key) if isinstance(found, Mapping) else None
+                value = value.get(key) if isinstance(value, Mapping) else None
         else:
             means = last and (last.accuracy if name == "accuracy" else last.accuracy_others)
-            found = means["mean"] if means else None
-        scores[name] = None if found is None else float(found)
-    return Result(run, record, scores)
+            value = means["mean"] if means else None
+        scores[name] = None if value is None else float(value)
+    return Result(run, record, scores, SCORES[names[0]].each(record, found))

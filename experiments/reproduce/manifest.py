@@ -42,6 +42,7 @@ class DataEntry:
     domains: tuple[str, ...] = ()
     table: str | None = None  # of a collection: the title of the table that it is from
     published: str | None = None  # of a collection: the table's section of published.yaml
+    targets: tuple[DataEntry, ...] = ()  # of a benchmark's protocol: data sets that the finished run is scored on
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,7 @@ def _data(fields: Fields, key: str) -> DataEntry:
         configs=fields.texts("configs"),
         settings=fields.mapping("settings"),
         domains=fields.texts("domains"),
+        targets=tuple(_data(fields.within("targets", target), target) for target in fields.mapping("targets")),
     )
     fields.done()
     return entry
@@ -288,6 +290,12 @@ def _rows(top: Fields, preset: Fields | None, section: str) -> tuple[Row, ...]:
         if changes.get(key, {}) is not None:
             rows.append(row)
     return tuple(rows)
+
+
+def control(key: str, label: str) -> Row:
+    """A control of experiments/controls.yaml under another label."""
+    fields = Fields(_controls()[key], "experiments/controls.yaml: ")
+    return Row(key, label, fields.texts("configs"), fields.mapping("settings"), "", "controls", control=True)
 
 
 @cache

@@ -64,9 +64,13 @@ def pending(row: Row) -> str:
 def lower_experts(settings: dict[str, Any], files: Sequence[str], manifest: Manifest, row: Row) -> tuple[str, str]:
     """Why a cell is left out, or what was changed in ``settings``, where there are fewer other clients than experts."""
     whole = merged(from_files(files), settings)
-    clients = whole.get("federation", {}).get("clients")
+    federation = whole.get("federation", {})
+    clients = federation.get("clients")
     wanted = whole.get("method", {}).get("init_args", {}).get("num_experts")
-    if not isinstance(wanted, int) or not isinstance(clients, int) or wanted < clients:
+    if not isinstance(wanted, int) or not isinstance(clients, int):
+        return "", ""
+    clients -= federation.get("late_clients", 0)  # which are nobody's experts
+    if wanted < clients:
         return "", ""
     if _compares_experts(manifest):
         return f"needs more than {clients} clients", ""

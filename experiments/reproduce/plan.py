@@ -80,6 +80,19 @@ class Run:
             return False
         return summary.get("rounds") == self.rounds and _what(found) == _what(self.settings)
 
+    def with_seed(self, seed: int) -> Run:
+        """The same run with another seed, in a folder of its own."""
+        name = f"{self.name.rpartition('-')[0]}-seed{seed}"
+        return replace(
+            self,
+            name=name,
+            arguments=(*self.arguments, f"--seed={seed}"),
+            folder=self.folder.with_name(name),
+            log=self.log.with_name(f"{name}.log"),
+            seed=seed,
+            settings={**self.settings, "seed": seed},
+        )
+
 
 State = Literal["run", "pending", "left out"]
 

@@ -25,6 +25,7 @@ from fedmoe.display import LEVELS, log_as_text, say
 from fedmoe.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from fedmoe.data import DataSet
     from fedmoe.experiment import Experiment
     from fedmoe.protocol.method import Method
 
@@ -219,21 +220,47 @@ def evaluate(settings: Namespace, console: Console) -> None:
 
     folder = Path(settings.run)
     experiment, methods = _of_run(folder)
-    found = score(
-        Session(experiment, console), methods[0], folder, settings.classes, settings.join_rounds, settings.best
-    )
+    targets = _targets(settings.targets)  # before CLIP is loaded
+    session = Session(experiment, console)
+    found = score(session, methods[0], folder, settings.classes, settings.join_rounds, settings.best, targets)
     lines = [f"{methods[0].label}: accuracy {_spread(found['accuracy'])}, mean ± standard deviation over clients"]
     if "classes" in found:
         classes = found["classes"]
         lines += [f"  {name} classes: {_spread(classes[name])}" for name in ("own", "base", "novel")]
-        of_three = f"of all three {classes['harmonic_mean_of_three']:.2f} %"
-        lines.append(f"  harmonic mean of base and novel {classes['harmonic_mean']:.2f} %, {of_three}")
+        lines.append(f"  Local, own classes' images among all base classes: {_spread(classes['local'])}")
+        lines += [f"  {name} = {classes[key]:.2f} %" for key, name in _COMPOSITES.items()]
     if "late" in found:
         late = found["late"]
         lines.append(f"  {len(late['clients'])} late clients as they come: {_spread(late['as_they_come'])}")
         lines.append(f"  after {late['rounds']} rounds of {late['epochs']} epochs: {_spread(late['joined'])}")
+    if "transfer" in found:
+        transfer = found["transfer"]
+        lines += [f"  on {name}: {_spread(accuracy)}" for name, accuracy in transfer["targets"].items()]
+        lines.append(f"  mean of the targets {transfer['mean']:.2f} %")
     for line in [*lines, f"Written to {folder / 'evaluation.json'}"]:
         say(console, line)
+
+
+_COMPOSITES = {  # of a ClassScores: name and formula, as papers print them
+    "harmonic_mean": "HM = 2 · base · novel / (base + novel)",
+    "harmonic_mean_of_three": "HM of own, base and novel = 3 / (1/own + 1/base + 1/novel)",
+    "harmonic_mean_with_local": "HM of three = 3 / (1/Local + 1/base + 1/novel)",
+    "combined": "CM = (Local + HM) / 2",
+}
+
+
+def _targets(given: str | None) -> dict[str, DataSet]:
+    """The data sets in YAML files, by the files' names.
+
+    Raises:
+        UserError: two files have one name, or one holds a mistake.
+    """
+    paths = [Path(part) for part in given.split(",")] if given else []
+    names = [path.stem for path in paths]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"targets has two files named {twice}; valid are files with different names.")
+    return {path.stem: as_experiment(load_settings(path))[0].data for path in paths}
 
 
 def _spread(accuracy: dict[str, float]) -> str:

@@ -92,6 +92,11 @@ COMMANDS = {
             "best": Setting(
                 bool, False, "from the checkpoint with the best validation accuracy in place of the last one"
             ),
+            "targets": Setting(
+                str | None,
+                None,
+                "also score every client on all test images of other data sets: YAML files with data, with commas",
+            ),
         },
         positionals={"run": Setting(str, help="a run folder")},
         is_of_experiment=False,

@@ -30,6 +30,7 @@ class LateScores:
     epochs: int
     as_they_come: dict[str, float]
     joined: dict[str, float]
+    each: Sequence[float]  # of as_they_come, client by client; those without test examples are left out
 
 
 def score_late_clients(
@@ -64,7 +65,8 @@ def score_late_clients(
         one = evaluate(fleet, method, joined, context, config.clients, [client_id], defences=guard)
         score = one.clients[client_id]
         after.append(score.correct / score.total if score.total else float("nan"))
-    return LateScores(late, rounds, config.local_epochs, before.accuracy, summarize(after))
+    each = [score.accuracy for score in before.clients if score.client in late and score.accuracy is not None]
+    return LateScores(late, rounds, config.local_epochs, before.accuracy, summarize(after), each)
 
 
 def _train_alone(

@@ -14,6 +14,7 @@ Shape letters: b images, C classes, d feature width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from statistics import harmonic_mean
 
@@ -23,10 +24,10 @@ from torch import Tensor
 from fedmoe.client.module import ClientModule
 from fedmoe.client.work import BATCH
 from fedmoe.defences.guard import Defences
-from fedmoe.features.client_data import FeatureBatches
+from fedmoe.features.client_data import ClientData, FeatureBatches
 from fedmoe.federation.accuracy import summarize
 from fedmoe.federation.fleet import LocalFleet
-from fedmoe.protocol.records import RoundContext, ScoreJob
+from fedmoe.protocol.records import Loadout, RoundContext, ScoreJob
 from fedmoe.server.state import ServerState
 
 
@@ -44,7 +45,8 @@ class ClassScores:
 
     ``harmonic_mean`` is that of the means on base and novel classes (CoCoOp), ``harmonic_mean_of_three`` that of own,
     base and novel, and ``harmonic_mean_with_local`` that of local, base and novel (pFedMMA).
-    ``combined`` is (local + harmonic_mean) / 2, FedMGP's CM.
+    ``combined`` is (local + harmonic_mean) / 2, FedMGP's CM. ``clients`` has each client's own, local, base and novel,
+    client by client.
     """
 
     own: dict[str, float]
@@ -55,6 +57,7 @@ class ClassScores:
     local: dict[str, float]
     harmonic_mean_with_local: float
     combined: float
+    clients: dict[str, list[float]]
 
 
 @torch.no_grad()
@@ -74,22 +77,18 @@ def score_classes(
         novel_module: a module of the same method with the novel class names.
         defences: what clients may get of each other's; None: everything.
     """
-    work, served = fleet.work, (defences or Defences()).served(server)
-    own_scores, local_scores, base_scores, novel_scores = [], [], [], []
-    for client_id in range(work.config.participants):
-        data, version = work.data.client(client_id), server.known(client_id).version
-        downlink = work.method.deploy(served.to(client_id), client_id, context)
-        loadout = work.ready(ScoreJob(client_id, context.round, version, downlink), fleet.kept.get(client_id, version))
+    module = fleet.work.module
+    found: dict[str, list[float]] = {"own": [], "local": [], "base": [], "novel": []}
+    for client_id, data, fitted in personal_models(fleet, server, context, defences):
         classes = data.train_labels.unique()  # ascending
         mine = torch.isin(data.test_labels, classes)
         labels = torch.searchsorted(classes, data.test_labels[mine])
-        own_scores.append(_accuracy(work.module, TestImages(data.test_features[mine], labels), classes))
-        local_scores.append(_accuracy(work.module, TestImages(data.test_features[mine], data.test_labels[mine])))
-        base_scores.append(_accuracy(work.module, base))
-        fitted = replace(loadout, parameters=work.module.export())  # after fine-tuning, where the method does that
+        found["own"].append(accuracy(module, TestImages(data.test_features[mine], labels), classes))
+        found["local"].append(accuracy(module, TestImages(data.test_features[mine], data.test_labels[mine])))
+        found["base"].append(accuracy(module, base))
         novel_module.load(client_id, fitted)
-        novel_scores.append(_accuracy(novel_module, novel))
-    own, local, base_found, novel_found = map(summarize, (own_scores, local_scores, base_scores, novel_scores))
+        found["novel"].append(accuracy(novel_module, novel))
+    own, local, base_found, novel_found = map(summarize, found.values())
     both = [base_found["mean"], novel_found["mean"]]
     return ClassScores(
         own,
@@ -100,10 +99,24 @@ def score_classes(
         local,
         harmonic_mean([local["mean"], *both]),
         (local["mean"] + harmonic_mean(both)) / 2,
+        {name: [100 * share for share in shares] for name, shares in found.items()},
     )
 
 
-def _accuracy(module: ClientModule, images: TestImages, classes: Tensor | None = None) -> float:
+def personal_models(
+    fleet: LocalFleet, server: ServerState, context: RoundContext, defences: Defences | None = None
+) -> Iterator[tuple[int, ClientData, Loadout]]:
+    """Each client that takes part in rounds, with its data and what it predicts with (after fine-tuning, where the
+    method does that); the fleet's module holds it until the next one."""
+    work, served = fleet.work, (defences or Defences()).served(server)
+    for client_id in range(work.config.participants):
+        version = server.known(client_id).version
+        downlink = work.method.deploy(served.to(client_id), client_id, context)
+        loadout = work.ready(ScoreJob(client_id, context.round, version, downlink), fleet.kept.get(client_id, version))
+        yield client_id, work.data.client(client_id), replace(loadout, parameters=work.module.export())
+
+
+def accuracy(module: ClientModule, images: TestImages, classes: Tensor | None = None) -> float:
     """Fraction of images classified correctly among ``classes`` (or all that the module knows); nan without images."""
     right = 0
     for features, labels in FeatureBatches(images.features, images.labels, BATCH):

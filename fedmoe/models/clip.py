@@ -32,7 +32,7 @@ from fedmoe.readers.weights import EMBEDDING, WeightsFile, expand_rows, read_wei
 if TYPE_CHECKING:
     from PIL import Image
 
-EMBEDDED = {name: ("glyphs",) for name in ("fedmoe-tiny", "fedmoe-tiny-vit", "fedmoe-wide")}
+EMBEDDED = {"fedmoe-tiny": ("glyphs",), "fedmoe-tiny-vit": ("glyphs", "glyphs-long"), "fedmoe-wide": ("glyphs",)}
 """Architectures and tags that lie in fedmoe/assets."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
