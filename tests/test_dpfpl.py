@@ -129,6 +129,24 @@ def test_the_context_is_the_sum_of_both(embedded_clip: FrozenCLIP, data: Federat
     torch.testing.assert_close(torch.linalg.svdvals(low)[:3], torch.tensor([1.0, 1.0, 0.0]), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-9])
+def test_the_global_prompts_gradient_is_clipped_with_and_without_noise(
+    embedded_clip: FrozenCLIP, data: FederatedData, noise: float
+) -> None:
+    norms = []
+    for clip in (10.0, 1e-4):
+        method = DPFPL(rank=2, clip=clip, noise=noise)
+        module = build_module(embedded_clip, data, method)
+        module.load(1, Loadout())
+        client = data.client(1)
+        loss = method.loss(module, client.train_features, client.train_labels)
+        shared, local = torch.autograd.grad(loss, [module.prompts["prompt"], module.prompts["local"]])
+        norms.append((float(shared.norm()), float(local.norm())))
+    assert norms[0][0] > 1
+    assert norms[1][0] == pytest.approx(1e-4, rel=1e-4)
+    assert norms[1][1] < 3e-4  # of three terms, each of at most the bound
+
+
 class NoLocal(DPFPL):
     """With a local prompt of zeros; at a learning rate of zero it stays there."""
 

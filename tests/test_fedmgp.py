@@ -134,6 +134,20 @@ def test_overwriting_and_diversity_by_hand() -> None:
     assert float(FedMGP._diversities["l2"](features)) == pytest.approx(-(2**0.5 + 1e-4 + 2**0.5) / 3, rel=1e-4)
 
 
+def test_the_diversity_term_is_the_mean_of_both_modalities() -> None:
+    text, images = torch.tensor([[[1.0, 0]], [[1, 0]]]), torch.tensor([[[1.0, 0]], [[0.6, 0.8]]])
+    assert float(FedMGP().diversity_term(text, images)) == pytest.approx((1 + 0.6) / 2)
+
+
+def test_the_papers_mean_is_weighted_by_examples() -> None:
+    """One group of 30 examples at 1, one of 10 at 5: 2, and 3 without weights."""
+    updates = [Update(i, {"global_text": torch.full((1, 1, 2), v)}, n) for i, v, n in ((0, 1.0, 30), (1, 5.0, 10))]
+    for method, expected in ((FedMGP(), 2.0), (FedMGP(weights="equal"), 3.0)):
+        server = ServerState({})
+        method.aggregate(server, updates, CONTEXT)
+        assert torch.equal(server.shared["global_text"], torch.full((1, 1, 2), expected))
+
+
 @pytest.mark.parametrize(("kind", "moves_apart"), [("cosine", True), ("l1", False), ("l2", False), ("cos", False)])
 def test_the_papers_term_moves_groups_apart_and_the_releases_together(kind: str, moves_apart: bool) -> None:
     """One small step down the term alone, on free unit features."""

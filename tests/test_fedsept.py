@@ -34,11 +34,13 @@ def data(embedded_clip: FrozenCLIP, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_diversity_by_hand() -> None:
-    """Orthogonal factors 0, equal ones 1; of three, two equal: 2 of 6 ordered pairs, 1/3. Scale is no matter."""
+    """Orthogonal factors 0, equal ones 1; of three, two equal: 2 of 6 ordered pairs, 1/3; at 60 degrees 1/4. Scale is
+    no matter."""
     one, other = torch.eye(2), torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
     assert float(diversity(torch.stack([one, other]))) == pytest.approx(0.0, abs=1e-7)
     assert float(diversity(torch.stack([one, -3 * one]))) == pytest.approx(1.0)
     assert float(diversity(torch.stack([one, other, 2 * one]))) == pytest.approx(1 / 3)
+    assert float(diversity(torch.stack([one, one + 3**0.5 * other]))) == pytest.approx(1 / 4)
 
 
 def test_the_router_is_torchs_attention_with_one_key() -> None:
@@ -112,6 +114,12 @@ def test_what_is_declared(embedded_clip: FrozenCLIP) -> None:
         "router": Scope.PERSONAL,
     }
     assert start["factors"].numel() == 1024
+    assert float(start["factors"].std()) == pytest.approx(0.02, rel=0.1)
+    router = start["router"]
+    # Xavier's bound for one matrix [3 d, d], torch's for a linear map, N(0, 0.01^2).
+    assert float(router.value.weight.detach().abs().max()) == pytest.approx((6 / (4 * 512)) ** 0.5, rel=0.01)
+    assert float(router.output.weight.detach().abs().max()) == pytest.approx(512**-0.5, rel=0.01)
+    assert float(router.weights.weight.detach().std()) == pytest.approx(0.01, rel=0.1)
     assert not start["residual"].any()
     # value and output maps, norm, and the map to 4 weights
     assert sum(p.numel() for p in start["router"].parameters()) == 2 * (512 * 512 + 512) + 1024 + 4 * 512 + 4

@@ -91,6 +91,15 @@ def constant(module: nn.Module, vector: torch.Tensor) -> None:
         module.get_parameter("attention.out_proj.bias").copy_(vector)
 
 
+def test_it_sees_the_bare_class_names(embedded_clip: FrozenCLIP) -> None:
+    names = ["zero", "one"]
+    found = FedTPG().constants(embedded_clip, names, "a photo of a {class}.")["names"]
+    expected = embedded_clip.model.encode_text(embedded_clip.tokenize(names), normalize=True)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    queries = PromptGenerator(16, 64, 8, generator=torch_generator(1)).queries
+    assert float(queries.detach().std()) == pytest.approx(0.02, rel=0.1)
+
+
 def test_a_constant_generator_is_a_prompt(embedded_clip: FrozenCLIP, data: FederatedData) -> None:
     """Then the logits are those of the prompt (v, v, v, v), and v's gradient is the sum of its vectors' gradients."""
     method = FedTPG()

@@ -90,6 +90,23 @@ def test_learned_tokens_behind_the_patches(clip: FrozenCLIP, images: Tensor, sav
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_saving_memory_keeps_what_enters_a_block_alone(clip: FrozenCLIP, images: Tensor) -> None:
+    """For the backward pass, of each block, and not its queries, keys, values and MLP."""
+    tower, kept = ImageTower(clip), []
+    tokens = tower.lower(images, 0)
+    for save_memory in (False, True):
+        sizes = list[int]()
+
+        def pack(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel() * (tensor.shape[:1] == tokens.shape[:1]))  # activations, not weights
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            tower.upper(tokens, append=draw(2, 64).requires_grad_(), save_memory=save_memory)
+        kept.append(sum(sizes))
+    assert 0 < 5 * kept[1] < kept[0]
+
+
 def test_adapters_beside_a_block(clip: FrozenCLIP, images: Tensor) -> None:
     """A linear branch W of the normalized input: the block's output plus W ln_1(x), above a cached block."""
     tower, visual, branch = ImageTower(clip), clip.model.visual, nn.Linear(64, 64)

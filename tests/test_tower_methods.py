@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,34 @@ def test_what_changes_nothing_is_zero_shot_clip(vit_clip: FrozenCLIP, data: Fede
     tokens = FedVPT().encoder(vit_clip).encode(images)
     with torch.no_grad():
         torch.testing.assert_close(module(images), zero_shot(vit_clip, data, tokens), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("towers", "first"), [("both", 1), ("both", 2), ("image", 3), ("text", 2)])
+def test_low_rank_changes_are_those_of_open_clips_weights(
+    vit_clip: FrozenCLIP, data: FederatedData, towers: Any, first: int
+) -> None:
+    """open_clip with W + (3 / 2) B A in place of each block's stacked query, key and value maps from ``first`` on."""
+    method = FedLoRA(rank=2, alpha=3.0, towers=towers, first=first)
+    module = module_of(vit_clip, data, method)
+    draws = {
+        name: 0.1 * torch.randn(t.shape, generator=torch_generator(7, name)) for name, t in module.export().items()
+    }
+    module.load(0, Loadout(draws))
+    changed = deepcopy(vit_clip)
+    for tower, blocks in (("image", changed.model.visual.transformer.resblocks), ("text", changed.text.blocks)):
+        if f"{tower}_A" not in draws:
+            continue
+        for j, block in enumerate(blocks[first - 1 :]):
+            products = [b @ a for a, b in zip(draws[f"{tower}_A"][j], draws[f"{tower}_B"][j], strict=True)]
+            block.attn.in_proj_weight += 1.5 * torch.cat(products)
+    images = torch.randn(3, 3, 32, 32, generator=torch_generator(1))
+    with torch.no_grad():
+        expected, plain = (
+            clip.logit_scale * clip.encode_image(images) @ template_features(clip, data.class_names, TEMPLATE).T
+            for clip in (changed, vit_clip)
+        )
+        torch.testing.assert_close(module(images), expected, rtol=0, atol=1e-4)
+        assert float((expected - plain).abs().max()) > 0.02
 
 
 @pytest.mark.parametrize("depth", [1, 2])
