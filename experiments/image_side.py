@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from experiments.bench import class_names
+from experiments.bench.setting import class_names
 from fedmoe.client.module import ClientModule
 from fedmoe.config import ClipConfig, PromptConfig
 from fedmoe.methods import PFedMMA
