@@ -254,6 +254,9 @@ class RuntimeConfig:
     client_states: Literal["memory", "mapped"] = "memory"
     """Where what clients keep and have uploaded lies after each round: in memory; or mapped, in the files of the
     checkpoint, from which the system reads what is used: for federations larger than memory. The same bits."""
+    cohort_batch: int = 1
+    """Number of clients of a cohort that train at the same time and share each pass through the text tower; equal to
+    training one after the other (1) up to rounding, and faster, while memory for activations grows with the number."""
     packed_weights: Literal["off", "on", "auto"] = "off"
     """Whether the shared text pass multiplies with weights of the text tower that are packed once (CPU, float32; three
     times their memory): equal up to rounding, so the bits of a run differ. auto measures for some milliseconds before
@@ -262,6 +265,7 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         require(self.threads is None or self.threads >= 1, "runtime.threads", self.threads, "null or at least 1")
         require(self.text_cache_mib >= 1, "runtime.text_cache_mib", self.text_cache_mib, "an integer of at least 1")
+        require(self.cohort_batch >= 1, "runtime.cohort_batch", self.cohort_batch, "an integer of at least 1")
         packed = self.packed_weights
         require(packed in ("off", "on", "auto"), "runtime.packed_weights", packed, "off, on or auto")
 
