@@ -7,9 +7,10 @@ import math
 import time
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -22,6 +23,7 @@ from fedmoe.client.module import ClientModule
 from fedmoe.config import FederationConfig, RuntimeConfig
 from fedmoe.errors import UserError, require
 from fedmoe.features.client_data import ClientData, FeatureBatches, FederatedData
+from fedmoe.models.gating import Gate
 from fedmoe.protocol.records import About, ClientState, Downlink, Loadout, Scored, ScoreJob, Trained, TrainJob, Update
 from fedmoe.seeds import derive, torch_generator
 
@@ -41,7 +43,7 @@ class ClientFailure(Exception):
 class Protection:
     """What protects uploads; this base class does nothing."""
 
-    active: bool = False
+    active: ClassVar[bool] = False
 
     def begin(self, module: ClientModule, state: ClientState, downlink: Downlink, round: int) -> None:
         """Before local training of the client that the module holds."""
@@ -175,8 +177,9 @@ class ClientWork:
         own, sums = self.data.client(job.client_id), dict[str, Tensor]()
         entropies: list[Tensor] = []  # of each image, where there is a gate over experts
         for features, labels in FeatureBatches(own.test_features, own.test_labels, BATCH):
-            logits = self._logits(features)
-            found = {name: value.cpu() for name, value in self._analyse(features).items()}
+            with self._attention_shared():
+                logits = self._logits(features)
+                found = {name: value.cpu() for name, value in self._analyse(features).items()}
             parts = {"confusion": confusion(logits, labels), "calibration": calibration(logits, labels)}
             if "entropy" in found:
                 entropies.append(found["entropy"].double())
@@ -208,6 +211,10 @@ class ClientWork:
         if logits.shape != valid:
             raise ValueError(f"logits have shape {list(logits.shape)}; valid is [b, C] = {list(valid)}")
         return logits
+
+    def _attention_shared(self) -> AbstractContextManager[None]:
+        gate = self.module.gate
+        return gate.attention_shared() if isinstance(gate, Gate) else nullcontext()
 
     def _analyse(self, features: Tensor) -> Mapping[str, Tensor]:
         return self.method.analyse(self.module, self.module.features(features.to(self.module.device)))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fedmoe.client.lockstep import Place, together
 from fedmoe.client.module import ClientModule
+from fedmoe.client.score_cache import ScoreCache
 from fedmoe.client.states import ClientStates, MemoryStates
 from fedmoe.client.work import ClientFailure, ClientWork
 from fedmoe.errors import UserError
@@ -82,6 +83,7 @@ class LocalFleet:
     def __init__(self, work: ClientWork, kept: ClientStates | None = None) -> None:
         self.work = work
         self.kept = MemoryStates() if kept is None else kept
+        self._scores = ScoreCache(work.runtime.score_cache_mib)
         self._twins: list[ClientWork] = []  # for clients that train together, made when first needed
 
     def open(self, run: str) -> None:
@@ -118,8 +120,12 @@ class LocalFleet:
         return trained
 
     def score(self, jobs: Iterable[ScoreJob]) -> Iterator[Scored]:
+        work = self.work
         for job in jobs:
-            yield self.work.score(job, self.kept.get(job.client_id, job.version))
+            score = partial(work.score, job, self.kept.get(job.client_id, job.version))
+            # Fine-tuning draws by the round, and attacks may too.
+            same = not work.method.fine_tune_epochs and work.adversary is None
+            yield self._scores(job, score) if same else score()
 
     def crossed(self) -> dict[str, float]:
         return {}
@@ -133,6 +139,7 @@ class LocalFleet:
 
     def restore(self, known: Mapping[int, Known], states: Mapping[int, ClientState]) -> None:
         require_states(self.work.module, known, states)
+        self._scores.clear()
         for client_id, state in states.items():
             self.kept.put(client_id, known[client_id].version, state)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -128,8 +129,9 @@ class PromptLearner(nn.Module):
             self._passes[key] = text_pass(self._config.text_pass, self.clip.text, layout)
         batch = prompt if prompt.ndim > self.start.ndim else prompt.unsqueeze(0)
         contexts, run = batch.to(self.clip.text.device), self._passes[key]
-        alone = self.meeting is None or not (torch.is_grad_enabled() and contexts.requires_grad)
-        features = run(contexts) if alone else self.meeting.forward(run, contexts)  # [M, C, d]
+        if self.meeting is not None and torch.is_grad_enabled() and contexts.requires_grad:
+            run = partial(self.meeting.forward, run)
+        features = run(contexts)  # [M, C, d]
         features = _normalize(features).to(prompt.device)
         return features if prompt.ndim > self.start.ndim else features.squeeze(0)
 
