@@ -206,8 +206,10 @@ class FeatureConfig:
 
     cache_dir: str = "~/.cache/fedmoe"
     """Folder of the feature cache, shared by all runs."""
-    batch_size: int = 256
-    """Number of images in a batch of the image encoder (for cached views: of views)."""
+    batch_size: Literal["auto"] | int = 256
+    """Number of images in a batch of the image encoder (for cached views: of views); or auto, which takes the fastest
+    one by a measurement before a split of at least 1,000 images is encoded: on a CPU, small ones need less memory and
+    are faster. Features of other batch sizes differ in the last bits."""
     workers: int = 0
     """Number of worker processes that read and preprocess images (threads for online views); 0: none, the run itself
     does it."""
@@ -218,8 +220,10 @@ class FeatureConfig:
     """What to do with an image that is missing or cannot be decoded: stop, or report it and leave it out (skip)."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "chunk"):
-            require(getattr(self, name) >= 1, f"features.{name}", getattr(self, name), "an integer of at least 1")
+        size = self.batch_size
+        sizable = size == "auto" or (isinstance(size, int) and size >= 1)
+        require(sizable, "features.batch_size", size, "auto or an integer of at least 1")
+        require(self.chunk >= 1, "features.chunk", self.chunk, "an integer of at least 1")
         require(self.workers >= 0, "features.workers", self.workers, "an integer of at least 0")
         require(self.damaged in ("stop", "skip"), "features.damaged", self.damaged, "stop or skip")
 
@@ -263,9 +267,15 @@ class RuntimeConfig:
     text_cache_mib: int = 256
     """Upper limit, in MiB, on the memory for cached text features of prompts that do not change (experts, evaluated
     clients)."""
+    score_cache_mib: int = 64
+    """Upper limit, in MiB, on the memory for the last evaluation of each client, which is not repeated where its state
+    and all that it is sent are the same as before; 0: every evaluation is done. The same bits."""
     client_states: Literal["memory", "mapped"] = "memory"
     """Where what clients keep and have uploaded lies after each round: in memory; or mapped, in the files of the
     checkpoint, from which the system reads what is used: for federations larger than memory. The same bits."""
+    cohort_batch: int = 1
+    """Number of clients of a cohort that train at the same time and share each pass through the text tower; equal to
+    training one after the other (1) up to rounding, and faster, while memory for activations grows with the number."""
     packed_weights: Literal["off", "on", "auto"] = "off"
     """Whether the shared text pass multiplies with weights of the text tower that are packed once (CPU, float32; three
     times their memory): equal up to rounding, so the bits of a run differ. auto measures for some milliseconds before
@@ -274,6 +284,8 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         require(self.threads is None or self.threads >= 1, "runtime.threads", self.threads, "null or at least 1")
         require(self.text_cache_mib >= 1, "runtime.text_cache_mib", self.text_cache_mib, "an integer of at least 1")
+        require(self.score_cache_mib >= 0, "runtime.score_cache_mib", self.score_cache_mib, "an integer of at least 0")
+        require(self.cohort_batch >= 1, "runtime.cohort_batch", self.cohort_batch, "an integer of at least 1")
         packed = self.packed_weights
         require(packed in ("off", "on", "auto"), "runtime.packed_weights", packed, "off, on or auto")
 

@@ -6,6 +6,8 @@
 2. The share of a federated round that is spent outside model mathematics (forward, backward, optimizer steps and
    evaluation logits): Lightning, sampling, aggregation, logs, checkpoints.
 
+3. The text pass and its gradient, for each prompt: alone, and ten clients' at once (``runtime.cohort_batch``).
+
 CLIP is open_clip's RN50 with random weights: speed does not depend on their values. One thread; processor seconds;
 medians of interleaved repeats with the least and the largest. ``--device cuda`` times table 2's shape on a GPU instead
 (written without one at hand; the same code has run on a CPU only).
@@ -25,7 +27,7 @@ from rich.table import Table
 from experiments.bench.card import bench_card, show_card
 from experiments.bench.measure import Spread, best_product, machine
 from experiments.bench.rounds import bench_round
-from experiments.bench.steps import bench_step
+from experiments.bench.steps import bench_cohort, bench_step
 from experiments.exits import exit_code
 from fedmoe.config import ClipConfig
 from fedmoe.errors import UserError, require
@@ -64,9 +66,22 @@ def bench_core(classes: list[int], repeats: int, console: Console) -> dict[str, 
         shares = (f"{100 * share[name]:.1f} %" for name in ("median", "largest"))
         table.add_row(f"C = {count}", *shares, f"{found['wall_seconds']['median']:.2f}")
     console.print(table)
+    cohorts = {str(count): bench_cohort(clip, count, repeats) for count in classes}
+    table = Table("", "run", "processor ms a prompt", title="Text pass and gradient of one prompt, and of ten at once")
+    for count, found in cohorts.items():
+        for name, row in found["processor_ms_a_prompt"].items():
+            table.add_row(f"C = {count}", name, str(Spread(**row)))
+    console.print(table)
     factors = {count: found["speed_up"]["median"] for count, found in steps.items()}
     default = {count: found["runs"]["default"]["speed_up"]["median"] for count, found in steps.items()}
-    return {**told, "speed_up": factors, "speed_up_default": default, "steps": steps, "rounds": rounds}
+    return {
+        **told,
+        "speed_up": factors,
+        "speed_up_default": default,
+        "steps": steps,
+        "rounds": rounds,
+        "cohort": cohorts,
+    }
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from experiments.bench.measure import Run, Spread, best_product, flop, interleaved, machine, synchronize
 from experiments.bench.rounds import bench_round
 from experiments.bench.setting import BATCH, class_names, client, step
+from experiments.bench.steps import text_gradient
 from fedmoe.config import ClipConfig
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.seeds import torch_generator
@@ -81,7 +82,7 @@ def _shape(
         features = F.normalize(torch.randn(BATCH, clip.feature_dim, generator=generator), dim=-1).to(device)
         labels = torch.randint(classes, (BATCH,), generator=generator).to(device)
         images = torch.randn(BATCH, 3, clip.image_size, clip.image_size, generator=generator).to(device)
-        text, slope = _text(module.prompts.start.unsqueeze(0), module)
+        text, slope = text_gradient(module.prompts.start.unsqueeze(0), module)
         reference = reference or (text, slope)
         several = module.prompts.start.unsqueeze(0).repeat(COHORT, 1, 1)
 
@@ -89,10 +90,10 @@ def _shape(
             step(module, optimizer, x, y)
 
         def ten(module: Any = module, prompts: Tensor = several) -> None:
-            _text(prompts, module)
+            text_gradient(prompts, module)
 
         def alone(module: Any = module, prompts: Tensor = several) -> None:
-            _text(prompts[:1], module)
+            text_gradient(prompts[:1], module)
 
         runs: dict[str, Run] = {
             "step": one,
@@ -118,15 +119,6 @@ def _shape(
         found[name] = row
     _set("float32")
     return found
-
-
-def _text(prompts: Tensor, module: Any) -> tuple[Tensor, Tensor]:
-    """Text features of prompts [M, l, w], and the gradient of a fixed sum of them."""
-    prompts = prompts.detach().clone().requires_grad_()
-    text = module.prompts(prompts)
-    weights = torch.linspace(-1, 1, text[0].numel(), device=text.device).view_as(text[0])
-    (slope,) = torch.autograd.grad((text * weights).sum(), prompts)
-    return text.detach(), slope
 
 
 def _hours(found: dict[str, Any]) -> float | None:

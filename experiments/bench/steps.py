@@ -6,9 +6,11 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from experiments.bench.measure import Run, Spread, flop, interleaved
 from experiments.bench.setting import BATCH, class_names, client, step
+from fedmoe.client.module import ClientModule
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.packed import available
 from fedmoe.models.text_tower import TextTower
@@ -23,6 +25,32 @@ def packed(tower: TextTower, on: bool, run: Run) -> Run:
         run()
 
     return switched
+
+
+def text_gradient(prompts: Tensor, module: ClientModule) -> tuple[Tensor, Tensor]:
+    """Text features of prompts [M, l, w], and the gradient of a fixed sum of them."""
+    prompts = prompts.detach().clone().requires_grad_()
+    text = module.prompts(prompts)
+    weights = torch.linspace(-1, 1, text[0].numel(), device=text.device).view_as(text[0])
+    (slope,) = torch.autograd.grad((text * weights).sum(), prompts)
+    return text.detach(), slope
+
+
+def bench_cohort(clip: FrozenCLIP, classes: int, repeats: int, clients: int = 10) -> dict[str, Any]:
+    """Processor ms of the text pass and its gradient for each prompt: alone, and with those of a cohort at once
+    (``runtime.cohort_batch``)."""
+    module = client(clip, class_names(classes), "shared")
+    several = module.prompts.start.repeat(clients, 1, 1) + 0.01 * torch.arange(clients).view(-1, 1, 1)
+    runs: dict[str, Run] = {}
+    for name, on in {"default": False, "packed": True}.items():
+        if not on or available(clip.text.blocks[0].attn.in_proj_weight):
+            runs[f"{name}, alone"] = packed(clip.text, on, lambda: text_gradient(several[:1], module))
+            runs[f"{name}, together"] = packed(clip.text, on, lambda: text_gradient(several, module))
+    times = interleaved(runs, repeats)
+    clip.text.packed = False
+    each = {name: clients if name.endswith("together") else 1 for name in runs}
+    shares = {name: [1e3 * seconds / each[name] for seconds in times[name].processor] for name in runs}
+    return {"clients": clients, "processor_ms_a_prompt": {name: asdict(Spread.of(own)) for name, own in shares.items()}}
 
 
 def bench_step(clip: FrozenCLIP, classes: int, repeats: int, peak: float) -> dict[str, Any]:

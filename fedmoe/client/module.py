@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
 from typing import Any, Protocol, TypeVar, cast
 
 import lightning as L
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from fedmoe.client.lockstep import Place
 from fedmoe.client.schedule import released_rate
 from fedmoe.client.text_cache import TextCache
 from fedmoe.config import OptimConfig, RuntimeConfig
@@ -109,6 +111,11 @@ class ClientModule(L.LightningModule):
     def clip(self) -> FrozenCLIP:
         return self._clip[0]
 
+    def twin(self) -> ClientModule:
+        """Another module of the same method, for a client that trains at the same time. Both share what is fixed."""
+        fixed = (*self.prompts.shared, self.method, self.text_cache, self.encoder, self.constants, self.declared)
+        return deepcopy(self, {id(thing): thing for thing in fixed})
+
     def parts(self, *scopes: Scope) -> Iterator[Parameter]:
         """The declared parts that have one of these scopes."""
         return (part for part in self.declared if part.scope in scopes)
@@ -151,6 +158,8 @@ class ClientModule(L.LightningModule):
         self.extras: Tensors = {}
         self.text: Tensor | None = None  # in place of the prompt's text features
         self.gradients: Gradients | None = None
+        self.place: Place[Any] | None = None  # among clients that train together
+        self.prompts.meeting = None
         self._batch: Batch | None = None  # of the current step
         self.losses: list[Tensor] = []
         self.progress = 0.0  # fraction of the federation's rounds already done, for the learning rate
@@ -200,6 +209,10 @@ class ClientModule(L.LightningModule):
             texts = [self.text_cache(prompt) for prompt in self.experts["prompt"]]
             none = torch.empty(0, len(self.prompts.class_names), self.clip.feature_dim, device=self.device)
             self.expert_text = self._formatted(torch.stack(texts) if texts else none)
+
+    def meet(self, place: Place[Any]) -> None:
+        """Share the text passes of the fit that follows with those of other clients."""
+        self.place = self.prompts.meeting = place
 
     def text_features(self, prompts: Tensor | None = None) -> Tensor:
         """L2-normalized text features: [C, d] of a prompt [l, w], by default the one the client classifies with
@@ -264,6 +277,8 @@ class ClientModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         batch = (self.features(batch[0]), batch[1])
+        if self.place is not None:
+            self.place.begin()
         loss = self.method.loss(self, *batch)
         self._batch = batch
         self.losses.append(loss.detach())  # not self.log: half a millisecond a step
@@ -282,7 +297,9 @@ class ClientModule(L.LightningModule):
         self.log_dict(values, on_epoch=True, batch_size=len(labels))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        if self.gradients is None:
+        if self.place is not None:
+            self.place.backward(loss)
+        elif self.gradients is None:
             super().backward(loss, *args, **kwargs)
         else:
             assert self._batch is not None

@@ -7,8 +7,10 @@ import math
 import time
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -16,10 +18,12 @@ from torch import Tensor
 
 from fedmoe.attacks.adversary import Adversary
 from fedmoe.client.counts import calibration, confusion, gate_sums, right_and_all
+from fedmoe.client.lockstep import Place
 from fedmoe.client.module import ClientModule
 from fedmoe.config import FederationConfig, RuntimeConfig
-from fedmoe.errors import UserError
+from fedmoe.errors import UserError, require
 from fedmoe.features.client_data import ClientData, FeatureBatches, FederatedData
+from fedmoe.models.gating import Gate
 from fedmoe.protocol.records import About, ClientState, Downlink, Loadout, Scored, ScoreJob, Trained, TrainJob, Update
 from fedmoe.seeds import derive, torch_generator
 
@@ -38,6 +42,8 @@ class ClientFailure(Exception):
 
 class Protection:
     """What protects uploads; this base class does nothing."""
+
+    active: ClassVar[bool] = False
 
     def begin(self, module: ClientModule, state: ClientState, downlink: Downlink, round: int) -> None:
         """Before local training of the client that the module holds."""
@@ -67,7 +73,8 @@ class ClientWork:
         reports: whether clients also upload the mean weights of their gate, for a reputation of experts.
 
     Raises:
-        UserError: momentum is to be shared, but the optimizer has none.
+        UserError: momentum is to be shared, but the optimizer has none; or clients are to train together, where they
+            cannot.
     """
 
     def __init__(
@@ -90,14 +97,34 @@ class ClientWork:
                 f"federation.share_momentum is true, but optim.optimizer is {module.optim.optimizer!r}, which has no "
                 "momentum of SGD; valid is sgd, or federation.share_momentum = false."
             )
+        if self.runtime.cohort_batch > 1:
+            reason = self._alone()
+            require(reason is None, "runtime.cohort_batch", self.runtime.cohort_batch, f"1 with {reason}")
+
+    def _alone(self) -> str | None:
+        """The setting with which one client has to train at a time; None if there is none."""
+        if self.config.share_momentum:
+            return "federation.share_momentum, where a client starts from what the one before it left"
+        if self.method.admits_at_once:
+            return "uploads that are admitted before the next client is configured"
+        return "a privacy mechanism, which changes each client's gradients" if self.protection.active else None
+
+    def twin(self) -> ClientWork:
+        """The same with a module of its own, for a client that trains at the same time."""
+        other = copy(self)
+        other.module = self.module.twin()
+        return other
 
     def about(self, client_id: int) -> About:
         """What a client tells the server about its data."""
         own = self.data.client(client_id)
         return About(len(own.train_labels), len(own.test_labels), own.domain)
 
-    def train(self, job: TrainJob, state: ClientState) -> tuple[Trained, ClientState]:
+    def train(self, job: TrainJob, state: ClientState, place: Place[Any] | None = None) -> tuple[Trained, ClientState]:
         """Local training (Algorithm 1, step 4): what is sent up, and what the client keeps.
+
+        Args:
+            place: among clients that train together with this one.
 
         Raises:
             ClientFailure: the loss or a trained parameter is not finite, or memory ran out.
@@ -111,6 +138,8 @@ class ClientWork:
             epochs = self.adversary.epochs(job.client_id, job.round, epochs)
         self.load(job.client_id, start, job.round, job.turn, own)
         self.protection.begin(module, state, downlink, job.round)
+        if place is not None:
+            module.meet(place)
         again = (job.attempt,) if job.attempt else ()
         loss = self._fit(epochs, ("fit", *again), ("batches", *again), job.round, own)
         update, kept = self.method.finish(module, state, downlink, self.about(job.client_id).train_examples)
@@ -148,8 +177,9 @@ class ClientWork:
         own, sums = self.data.client(job.client_id), dict[str, Tensor]()
         entropies: list[Tensor] = []  # of each image, where there is a gate over experts
         for features, labels in FeatureBatches(own.test_features, own.test_labels, BATCH):
-            logits = self._logits(features)
-            found = {name: value.cpu() for name, value in self._analyse(features).items()}
+            with self._attention_shared():
+                logits = self._logits(features)
+                found = {name: value.cpu() for name, value in self._analyse(features).items()}
             parts = {"confusion": confusion(logits, labels), "calibration": calibration(logits, labels)}
             if "entropy" in found:
                 entropies.append(found["entropy"].double())
@@ -186,6 +216,10 @@ class ClientWork:
         if logits.shape != valid:
             raise ValueError(f"logits have shape {list(logits.shape)}; valid is [b, C] = {list(valid)}")
         return logits
+
+    def _attention_shared(self) -> AbstractContextManager[None]:
+        gate = self.module.gate
+        return gate.attention_shared() if isinstance(gate, Gate) else nullcontext()
 
     def _analyse(self, features: Tensor) -> Mapping[str, Tensor]:
         return self.method.analyse(self.module, self.module.features(features.to(self.module.device)))

@@ -55,6 +55,12 @@ def build_fleet(work: ClientWork, config: EngineConfig) -> Fleet:
             f"federation.share_momentum is true, but engine.kind is {config.kind!r}: clients that are apart share no "
             "optimizer; valid is in_process, or federation.share_momentum = false."
         )
+    together = work.runtime.cohort_batch
+    if config.kind != "in_process" and together > 1:
+        raise UserError(
+            f"runtime.cohort_batch is {together}, but engine.kind is {config.kind!r}: clients that are apart share no "
+            "text pass; valid is in_process, or runtime.cohort_batch = 1."
+        )
     if config.kind == "flower" and work.config.evaluate_others:
         raise UserError(
             "federation.evaluate_others is true, but engine.kind is 'flower': a site has no test images of other "

@@ -13,6 +13,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from fedmoe.config import FeatureConfig
 from fedmoe.data.base import Split
 from fedmoe.errors import UserError
+from fedmoe.features.batch_size import UNMEASURED, WORTH_MEASURING, fastest_batch
 from fedmoe.features.cache import Block
 from fedmoe.features.views import Inputs
 from fedmoe.io import NOT_REGULAR
@@ -121,6 +123,19 @@ class Extraction:
         self.known = torch.zeros(count, dtype=torch.bool)
         self._views = self.shape[0] if self.shape != self.encoder.shape else 1  # V
 
+    @cached_property
+    def batch_size(self) -> int:
+        """Images (of views: views) in a batch of the encoder, as ``features.batch_size`` says."""
+        size = self.config.batch_size
+        if size != "auto":
+            return size
+        if len(self.reader.split) * self._views < WORTH_MEASURING:
+            return UNMEASURED
+        example = self.reader.inputs(Image.new("RGB", (256, 256)), 0)
+        if self.shape != self.encoder.shape:
+            example = example[0]  # of the views
+        return fastest_batch(self.encoder.encode, example.to(self.encoder.device))
+
     def add(self, block: Block) -> None:
         """Take over what was extracted earlier."""
         self.values[block.index] = block.values
@@ -186,7 +201,7 @@ class Extraction:
         self.damaged |= {i: found.reason for i, found in damage.items()}
 
     def _batches(self, todo: Sequence[int]) -> Iterator[_Batch]:
-        size = max(1, self.config.batch_size // self._views)
+        size = max(1, self.batch_size // self._views)
         workers = min(self.config.workers, -(-len(todo) // size))
         # fork: nothing need be pickled and no module imported again. Safe, as workers use neither threads nor a GPU.
         method = "fork" if sys.platform == "linux" else "spawn"
@@ -230,7 +245,7 @@ class Extraction:
     def _features(self, inputs: Tensor, index: Tensor) -> Tensor:
         """Inputs [b, ...] or [b, V, ...] -> features [b, *shape] float32 on the CPU."""
         flat = inputs if self.shape == self.encoder.shape else inputs.flatten(0, 1)  # [b V, ...]
-        parts = [self.encoder.encode(part.to(self.encoder.device)) for part in flat.split(self.config.batch_size)]
+        parts = [self.encoder.encode(part.to(self.encoder.device)) for part in flat.split(self.batch_size)]
         values = torch.cat(parts).to(self.encoder.dtype).cpu().reshape(len(inputs), *self.shape)
         finite = torch.isfinite(values).flatten(1).all(dim=1)
         if not bool(finite.all()):

@@ -6,9 +6,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fedmoe.client.lockstep import Place, together
 from fedmoe.client.module import ClientModule
+from fedmoe.client.score_cache import ScoreCache
 from fedmoe.client.states import ClientStates, MemoryStates
 from fedmoe.client.work import ClientFailure, ClientWork
 from fedmoe.errors import UserError
@@ -90,11 +94,14 @@ def known_after(server: ServerState, job: TrainJob) -> Known:
 
 
 class LocalFleet:
-    """Runs all clients in this process, one after the other."""
+    """Runs all clients in this process, one after the other, or as many at the same time as ``runtime.cohort_batch``
+    says."""
 
     def __init__(self, work: ClientWork, kept: ClientStates | None = None) -> None:
         self.work = work
         self.kept = MemoryStates() if kept is None else kept
+        self._scores = ScoreCache(work.runtime.score_cache_mib)
+        self._twins: list[ClientWork] = []  # for clients that train together, made when first needed
 
     def open(self, run: str) -> None:
         return None
@@ -106,13 +113,22 @@ class LocalFleet:
         return self.work.about(client_id)
 
     def train(self, jobs: Iterable[TrainJob]) -> Iterator[tuple[TrainJob, Trained | Failed]]:
-        for job in jobs:
-            yield job, self._train(job)
+        size, left = self.work.runtime.cohort_batch, iter(jobs)
+        while group := list(islice(left, size)):
+            if len(group) == 1:
+                yield group[0], self._train(group[0], self.work)
+            else:
+                yield from zip(group, self._train_together(group), strict=True)
 
-    def _train(self, job: TrainJob) -> Trained | Failed:
+    def _train_together(self, group: Sequence[TrainJob]) -> Sequence[Trained | Failed]:
+        self._twins += [self.work.twin() for _ in range(len(self._twins), len(group))]
+        seats = zip(group, self._twins, strict=False)
+        return together([partial(self._train, job, work) for job, work in seats])
+
+    def _train(self, job: TrainJob, work: ClientWork, place: Place[Any] | None = None) -> Trained | Failed:
         began = time.perf_counter()
         try:
-            trained, kept = self.work.train(job, self.kept.get(job.client_id, job.version))
+            trained, kept = work.train(job, self.kept.get(job.client_id, job.version), place)
         except UserError:
             raise
         except Exception as error:
@@ -121,8 +137,12 @@ class LocalFleet:
         return trained
 
     def score(self, jobs: Iterable[ScoreJob]) -> Iterator[Scored]:
+        work = self.work
         for job in jobs:
-            yield self.work.score(job, self.kept.get(job.client_id, job.version))
+            score = partial(work.score, job, self.kept.get(job.client_id, job.version))
+            # Fine-tuning draws by the round, and attacks may too.
+            same = not work.method.fine_tune_epochs and work.adversary is None
+            yield self._scores(job, score) if same else score()
 
     def sum(self, updates: Sequence[Update], round: int) -> Summed:
         return sum_in_the_open(updates)
@@ -139,6 +159,7 @@ class LocalFleet:
 
     def restore(self, known: Mapping[int, Known], states: Mapping[int, ClientState]) -> None:
         require_states(self.work.module, known, states)
+        self._scores.clear()
         for client_id, state in states.items():
             self.kept.put(client_id, known[client_id].version, state)
 

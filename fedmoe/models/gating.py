@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -56,6 +57,12 @@ class Gate(Narrowing, ABC):
     Images and texts have CLIP's width d and are pooled to g here. Text features are those of the local expert, followed
     by those of the others. Arguments are those of ``Narrowing``.
     """
+
+    @contextmanager
+    def attention_shared(self) -> Iterator[None]:
+        """Within it, the same weights are computed once, for calls without gradient on the same features: evaluation
+        asks for logits and for the weights behind them."""
+        yield
 
     @abstractmethod
     def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
@@ -107,6 +114,7 @@ class AttentionGate(Gate):
                 f"valid are {_divisors(gating_dim)}."
             )
         self.heads, self.scale = heads, scale
+        self._shared: list[tuple[Tensor, Tensor, Tensor]] | None = None
         self.query = linear(gating_dim, gating_dim, generator)
         self.key = linear(gating_dim, gating_dim, generator)
         self.value = linear(gating_dim, gating_dim, generator)
@@ -138,7 +146,26 @@ class AttentionGate(Gate):
         gain = functional.products(folded, self._split(self.value(text)))  # [h, b, C, K + 1]
         return (weights.permute(2, 0, 1, 3) * gain).sum(dim=-1).sum(dim=0) + (image @ self.output.bias).unsqueeze(-1)
 
+    @contextmanager
+    def attention_shared(self) -> Iterator[None]:
+        self._shared = []
+        try:
+            yield
+        finally:
+            self._shared = None
+
     def _attention(self, image: Tensor, text: Tensor) -> Tensor:
+        """Narrowed features [b, g] and [n, C, g] -> weights [b, C, h, n]."""
+        if self._shared is None or torch.is_grad_enabled():
+            return self._weigh(image, text)
+        for images, texts, weights in self._shared:
+            if torch.equal(images, image) and torch.equal(texts, text):
+                return weights
+        weights = self._weigh(image, text)
+        self._shared = [(image, text, weights)]  # only the last: they are large
+        return weights
+
+    def _weigh(self, image: Tensor, text: Tensor) -> Tensor:
         query, key = self._split(self.query(image)), self._split(self.key(text))
         return functional.attention_weights(query, key, self.scale)
 
@@ -152,7 +179,7 @@ class UniformGate(AttentionGate):
     Query and key maps are drawn, so that value and output maps start as those of an attention gate do, and then unused.
     """
 
-    def _attention(self, image: Tensor, text: Tensor) -> Tensor:
+    def _weigh(self, image: Tensor, text: Tensor) -> Tensor:
         experts, classes = text.shape[:2]
         return image.new_full((len(image), classes, self.heads, experts), 1 / experts)
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,13 @@ from fedmoe.models.sentence_pass import SentencePass
 from fedmoe.models.text_pass import PromptLayout, SharedPass, TextPass, text_pass
 
 
+class Meeting(Protocol):
+    """Where clients that train together wait for each other."""
+
+    def forward(self, run: TextPass, contexts: Tensor) -> Tensor:
+        """What ``run`` makes of contexts [M, l, w]; the gradient ends there, and is continued elsewhere."""
+
+
 class PromptLearner(nn.Module):
     """The learned tensors that make up a client's prompts, and their encoding by the frozen text encoder.
 
@@ -30,6 +39,7 @@ class PromptLearner(nn.Module):
     Attributes:
         start: the common initial value of a prompt.
         learned: the learned tensors by name.
+        meeting: runs passes with gradient together with those of other clients; None: alone.
 
     Args:
         clip: the frozen CLIP.
@@ -55,6 +65,7 @@ class PromptLearner(nn.Module):
         words = None if cfg.init is None else word_embeddings(clip, cfg.init, "prompt.init")  # [l, w]
         length = cfg.length if words is None else len(words)
         self._clip = (clip,)  # a tuple hides it from nn.Module
+        self.meeting: Meeting | None = None
         self._config, self._passes = cfg, dict[tuple[int, int], TextPass]()
         self._sentences = dict[tuple[str, int, int], SentencePass]()
         layout = self._layout(length)
@@ -117,9 +128,17 @@ class PromptLearner(nn.Module):
             layout = replace(layout, eot=layout.eot + behind)
             self._passes[key] = text_pass(self._config.text_pass, self.clip.text, layout)
         batch = prompt if prompt.ndim > self.start.ndim else prompt.unsqueeze(0)
-        features = self._passes[key](batch.to(self.clip.text.device))  # [M, C, d]
+        contexts, run = batch.to(self.clip.text.device), self._passes[key]
+        if self.meeting is not None and torch.is_grad_enabled() and contexts.requires_grad:
+            run = partial(self.meeting.forward, run)
+        features = run(contexts)  # [M, C, d]
         features = _normalize(features).to(prompt.device)
         return features if prompt.ndim > self.start.ndim else features.squeeze(0)
+
+    @property
+    def shared(self) -> tuple[object, ...]:
+        """What another learner of the same classes can share with this one: what is fixed, or only made once."""
+        return (self.clip, self.clip.text, self._passes, self._sentences)
 
     def settle_packing(self, wanted: str) -> bool:
         """Switch packed weights on or off (``runtime.packed_weights``): ``on``, ``off``, or ``auto``, which measures

@@ -16,6 +16,7 @@ from fedmoe.io import read_jsonl, write_text_atomic
 _MAY_CHANGE = (
     *("federation.rounds", "output.", "features.", "tracking."),
     *("runtime.accelerator", "runtime.text_cache_mib", "runtime.client_states", "engine."),
+    "runtime.score_cache_mib",
 )
 
 
