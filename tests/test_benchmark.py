@@ -77,7 +77,8 @@ def test_a_leaderboard(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(protocols, "CONTROLS", {})
     args = ["base-to-novel", "--preset=embedded", "--seeds=1", "--rounds=1", f"--out={tmp_path}"]
     assert main(args) == 0, capsys.readouterr()
-    expected, composites = {}, {}
+    expected: dict[tuple[str, str], list[float]] = {}
+    composites: dict[str, list[float]] = {}
     for path in (tmp_path / "runs").iterdir():
         classes = json.loads((path / "evaluation.json").read_text())["classes"]
         local, base, novel = (classes[key]["mean"] for key in ("local", "base", "novel"))
@@ -125,4 +126,4 @@ def test_a_rate_is_chosen_by_validation_on_other_seeds(tmp_path, capsys):
         found[rate] = sum(json.loads(line)["validation"]["mean"] for line in lines) / 2
     printed = capsys.readouterr().out
     assert all(f"rate {rate}: validation accuracy {mean:.2f} %" in printed for rate, mean in found.items())
-    assert f"best: {max(found, key=found.get)}" in printed
+    assert f"best: {max(found, key=lambda rate: found[rate])}" in printed

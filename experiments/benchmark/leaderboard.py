@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from experiments.benchmark.scores import SCORES, Result, read_result
 from experiments.reproduce.plan import Plan
 from fedmoe.report.outside import csv_cell
-from fedmoe.report.statistics import Scores, by_client, holm, paired
+from fedmoe.report.statistics import FEWEST, Scores, by_client, holm, paired
 from fedmoe.report.tables import NONE, Cell, Table
 
 _FACTOR = 10**6  # above all clients' numbers: tells the clients of several cells apart
@@ -132,10 +132,12 @@ def table(plan: Plan, lines: Sequence[Line], refused: Mapping[str, str]) -> Tabl
     for label in refused:
         texts = [NONE, label, "not applicable"]
         rows.append(tuple(map(Cell, [*texts, *[NONE] * (len(head) - len(texts))])))
-    return Table(plan.title, tuple(head), tuple(rows), tuple(_notes(plan, caps, refused)))
+    return Table(plan.title, tuple(head), tuple(rows), tuple(_notes(plan, lines, caps, refused)))
 
 
-def _notes(plan: Plan, caps: Mapping[Key, float] | None, refused: Mapping[str, str]) -> list[str]:
+def _notes(
+    plan: Plan, lines: Sequence[Line], caps: Mapping[Key, float] | None, refused: Mapping[str, str]
+) -> list[str]:
     names = plan.manifest.scores
     notes = [f"{SCORES[name].label}: {SCORES[name].formula}, percent." for name in names]
     notes.append(
@@ -153,6 +155,12 @@ def _notes(plan: Plan, caps: Mapping[Key, float] | None, refused: Mapping[str, s
         "signed-rank over clients (of each data set and place on the axis), Holm's correction for all rows; none with "
         "fewer than 6 clients. A composite is tested on that of each client's own numbers.",
     ]
+    clients = len({client for _, client in lines[0].entry.clients(list(lines[0].entry.cells))}) if lines else 0
+    if clients >= FEWEST:
+        least = min(1.0, 2 / 2**clients * (len(lines) - 1))
+        notes.append(
+            f"With {clients} clients and {len(lines) - 1} tests, no corrected p can fall much below {least:.2g}."
+        )
     return notes + [f"{label} is not applicable: {reason}" for label, reason in refused.items()]
 
 

@@ -59,9 +59,11 @@ def picture(plan: Plan, lines: Sequence[Line]) -> Figure:
 def _logarithmic(panel: Axes, costs: Sequence[float]) -> None:
     positive = [cost for cost in costs if cost > 0]
     if positive:
-        panel.set_xscale("symlog", linthresh=min(positive), linscale=0.3)
+        low, high = min(positive), 1.2 * max(positive)
+        steps = (1, 2, 5) if high < 200 * low else (1,)
+        ticks = [n * 10.0**power for power in range(-6, 7) for n in steps if low <= n * 10.0**power <= high]
+        panel.set_xscale("symlog", linthresh=low, linscale=0.3)
         panel.set_xlim(left=0)
-        ticks = [10.0**power for power in range(-6, 7) if min(positive) <= 10.0**power <= 1.2 * max(positive)]
         panel.set_xticks([0.0, *ticks], labels=[f"{tick:g}" for tick in (0.0, *ticks)])
         panel.minorticks_off()
 

@@ -34,8 +34,12 @@ class Done:
 
 
 def run_protocol(plan: Plan, jobs: int, console: Console) -> Done:
-    """Run and score what is not finished. A run that fails does not stop the others."""
-    done = Done()
+    """Run and score what is not finished. A run that fails does not stop the others.
+
+    Raises:
+        UserError: a target's files are missing; found before the first run.
+    """
+    done, here = Done(), _Here(plan)
     if jobs > 1:
         outcome = run_all(plan.runs, jobs, console, plan.manifest.name, plan.options.out)
         done.interrupted = outcome.interrupted
@@ -48,12 +52,12 @@ def run_protocol(plan: Plan, jobs: int, console: Console) -> Done:
         if done.interrupted:
             return done
     apart = {run.name for run, _ in done.failed} | done.refused.keys()
-    _run_here(plan, [run for run in plan.runs if run.name not in apart], console, done)
+    _run_here(here, [run for run in plan.runs if run.name not in apart], console, done)
     return done
 
 
-def _run_here(plan: Plan, runs: Sequence[Run], console: Console, done: Done) -> None:
-    here, data = _Here(plan), {run.name: cell.data for cell in plan.cells for run in cell.runs}
+def _run_here(here: _Here, runs: Sequence[Run], console: Console, done: Done) -> None:
+    plan, data = here.plan, {run.name: cell.data for cell in here.plan.cells for run in cell.runs}
     # Runs that share their clients' data come one after the other.
     places = {run.name: (run.seed, cell.data.key, cell.x or 0.0) for cell in plan.cells for run in cell.runs}
     left = [run for run in runs if not (run.finished and _scored(plan, run, data[run.name]))]
@@ -91,7 +95,7 @@ class _Here:
         self.clips: dict[str, Any] = {}
         self.session: Any = None
         self.settings: Mapping[str, Any] = {}
-        self.targets: dict[str, dict[str, DataSet]] = {}
+        self.targets = read_targets(plan)
 
     def run(self, run: Run, data: DataEntry) -> None:
         """Train, unless that is finished, and score."""
@@ -118,29 +122,30 @@ class _Here:
             train(self.session, method, plain, run.folder, lambda path: as_plain(load_settings(path)))
         wanted = asked(self.plan.manifest.scores, bool(data.targets))
         if wanted - evaluation(run).keys():
-            targets = self._targets(data) if "transfer" in wanted else None
+            targets = self.targets.get(data.key)
             evaluate(self.session, method, run.folder, classes="classes" in wanted, targets=targets)
 
-    def _targets(self, data: DataEntry) -> dict[str, DataSet]:
-        """The data sets that the clients of a data entry are scored on, by label."""
-        from fedmoe.cli.settings import as_experiment, experiment_parser
 
-        if data.key not in self.targets:
-            root = self.plan.options.data
-            given = [] if root is None else [f"--data.root={root.resolve()}"]
-            self.targets[data.key] = {
-                target.label: as_experiment(
-                    experiment_parser().parse_args(
-                        [
-                            *(f"--config={ROOT / path}" for path in target.configs),
-                            *as_arguments(target.settings),
-                            *given,
-                        ]
-                    )
-                )[0].data
-                for target in data.targets
-            }
-        return self.targets[data.key]
+def read_targets(plan: Plan) -> dict[str, dict[str, DataSet]]:
+    """Key of a data entry -> the data sets that its clients are scored on, by label; their files have been found.
+
+    Raises:
+        UserError: files are missing or cannot be used.
+    """
+    from fedmoe.cli.settings import as_experiment, experiment_parser
+
+    root = plan.options.data
+    given = [] if root is None else [f"--data.root={root.resolve()}"]
+    found: dict[str, dict[str, DataSet]] = {}
+    for entry in plan.manifest.data:
+        for target in entry.targets:
+            files = [f"--config={ROOT / path}" for path in target.configs]
+            settings = experiment_parser().parse_args([*files, *as_arguments(target.settings), *given])
+            data = as_experiment(settings)[0].data
+            if not len(data.test):
+                raise UserError(f"The target {target.label} has no test images; valid is a data set that has some.")
+            found.setdefault(entry.key, {})[target.label] = data
+    return found
 
 
 def labels_of(plan: Plan, refused: Mapping[str, str]) -> dict[str, str]:
