@@ -38,7 +38,9 @@ PROPERTIES = tuple(replace(one, audit=AuditConfig(property_trials=8)) for one in
 def _pfedmoap(key: str, label: str, **settings: Any) -> Planned:
     """pFedMoAP under a defence, attacked with fewer federations."""
     method = _class("PFedMoAP", num_experts=9)
-    return Planned(key, label, {"method": method, **settings}, AuditConfig(trials=8, audited=8, property_trials=0))
+    attacks = ("loss threshold", "FedMIA, loss", "LiRA offline", "LiRA online")
+    audit = AuditConfig(trials=8, audited=8, property_trials=0, attacks=attacks)
+    return Planned(key, label, {"method": method, **settings}, audit)
 
 
 DEFENCES: Sequence[Planned] = (

@@ -32,7 +32,7 @@ class Groups(Serving):
     def shown(self, entries: Mapping[int, Tensor], shared: Tensor | None) -> Mapping[int, Tensor]:
         import torch
 
-        found = {}
+        found = dict[int, "Tensor"]()
         for group in groups(entries, self.size):
             mean = torch.stack([entries[i].double() for i in group]).mean(dim=0)
             found |= {i: mean.to(entries[i].dtype) for i in group}
