@@ -149,7 +149,10 @@ def test_the_command_audits_the_settings_of_a_run(tmp_path: Path, capsys: pytest
     assert main(["audit", str(tmp_path / "nowhere")]) == 2
     assert main([*command, "--attack=LabelFlip"]) == 2
     assert main([*command, "--audit.audited=9"]) == 2
+    assert main([*command, "--audit.attacks=[LiRA onlin]"]) == 2
     said = capsys.readouterr().err
     assert "nowhere is not a run folder" in said
     assert "attack is 'LabelFlip', which an audit has no rules for" in said
+    assert "audit.attacks has 'LiRA onlin'; valid is any of loss threshold, " in said
+    assert "did you mean 'LiRA online'?" in said
     assert "audit.audited is 9; valid is 1 to audit.trials = 3" in said

@@ -69,8 +69,10 @@ def test_intervals_and_rates() -> None:
     four, sides = np.array([3.0, 1.0, 2.0, 0.0]), np.array([True, True, False, False])
     assert auc(four, sides) == 0.75
     low, high = auc_interval(four, sides, np.arange(4))
-    assert low == pytest.approx(0.75 - 1.959964 * math.sqrt(1 / 8 / 2 + 1 / 8 / 2), abs=1e-6)
+    assert low == pytest.approx(max(0.0, 0.75 - 3.182446 * math.sqrt(1 / 8 / 2 + 1 / 8 / 2)), abs=1e-6)  # t with 3
     assert high == 1.0
+    many = auc_interval(np.tile(four, 100), np.tile(sides, 100), np.arange(400))  # t is nearly normal: 1/16 in 200
+    assert many[0] == pytest.approx(0.75 - 1.965927 * math.sqrt(2 / 199 / 16), abs=1e-3)
     twice, both = np.concatenate([values, values]), np.concatenate([inside, inside])
     wide, narrow = (auc_interval(twice, both, c) for c in (np.tile(np.arange(300), 2), np.arange(600)))
     assert wide[1] - wide[0] == pytest.approx(math.sqrt(2) * (narrow[1] - narrow[0]), rel=0.02)  # copies tell nothing

@@ -97,6 +97,6 @@ def test_a_configuration_by_its_short_name_is_the_file(capsys: pytest.CaptureFix
 
 def test_every_listed_configuration_says_what_it_is() -> None:
     listed = shipped.names()
-    assert listed[0] == "embedded" and "data/cifar10" in listed
+    assert listed[0] == "audit" and "embedded" in listed and "data/cifar10" in listed
     assert not any(name.startswith(("sweeps/", "regimes/")) for name in listed)
     assert [name for name in listed if len(shipped.about(name)) < 20] == []

@@ -24,9 +24,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.audit", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("group", choices=list(GROUPS), help="what is audited")
+    parser.add_argument("group", choices=[*GROUPS, "report"], help="what is audited; report: tables and pictures alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds (default: 0)")
     parser.add_argument("--only", nargs="+", default=[], metavar="KEY", help="these alone")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="folder for tables and pictures (default: --out)")
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/audit"), help="folder for the audits")
     return parser.parse_args(arguments)
 
@@ -43,6 +44,9 @@ def run_all(options: argparse.Namespace, console: Console) -> None:
     from fedmoe.experiment import Session, load_clip
     from fedmoe.io import write_json_atomic
 
+    if options.group == "report":
+        report(options.out, options.report or options.out)
+        return
     clip, began, quiet = None, time.monotonic(), Console(quiet=True)
     for seed in options.seeds:
         for one in GROUPS[options.group]:
@@ -59,6 +63,20 @@ def run_all(options: argparse.Namespace, console: Console) -> None:
                 found = audit(session, method, one.audit)
             write_json_atomic(path, {"key": one.key, "name": one.label, **found})
             console.print(f"{path.name}, {time.monotonic() - began:.0f} s", markup=False, highlight=False)
+
+
+def report(out: Path, folder: Path) -> None:
+    """The CSV files and pictures of all finished audits."""
+    from experiments.audit.results import defences_picture, membership_csv, methods_picture, properties_csv, read
+    from fedmoe.io import write_text_atomic
+    from fedmoe.report.plot_style import save
+
+    methods, defences, properties = (read(out, group) for group in ("methods", "defences", "properties"))
+    write_text_atomic(folder / "membership.csv", membership_csv(methods))
+    write_text_atomic(folder / "defences.csv", membership_csv(defences))
+    write_text_atomic(folder / "properties.csv", properties_csv(properties))
+    save(methods_picture(methods), folder / "methods.png")
+    save(defences_picture(defences), folder / "defences.png")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,12 +25,13 @@ class Planned:
     audit: AuditConfig = field(default_factory=lambda: AuditConfig(property_trials=0))
 
 
+_FEWER = AuditConfig(trials=8, audited=4, property_trials=0)
 METHODS: Sequence[Planned] = (
     Planned("pfedmoap", "pFedMoAP", {"method": _class("PFedMoAP", num_experts=9)}),
     Planned("promptfl", "PromptFL", {"method": _class("PromptFL")}),
-    Planned("fedotp", "FedOTP", {"method": _class("FedOTP")}),
-    Planned("fedpgp", "FedPGP", {"method": _class("FedPGP")}),
-    Planned("dpfpl", "DP-FPL", {"method": _class("DPFPL")}),
+    Planned("fedotp", "FedOTP", {"method": _class("FedOTP")}, _FEWER),
+    Planned("fedpgp", "FedPGP", {"method": _class("FedPGP")}, _FEWER),
+    Planned("dpfpl", "DP-FPL", {"method": _class("DPFPL")}, _FEWER),
 )
 PROPERTIES = tuple(replace(one, audit=AuditConfig(property_trials=8)) for one in METHODS)
 
@@ -38,7 +39,9 @@ PROPERTIES = tuple(replace(one, audit=AuditConfig(property_trials=8)) for one in
 def _pfedmoap(key: str, label: str, **settings: Any) -> Planned:
     """pFedMoAP under a defence, attacked with fewer federations."""
     method = _class("PFedMoAP", num_experts=9)
-    return Planned(key, label, {"method": method, **settings}, AuditConfig(trials=8, audited=8, property_trials=0))
+    attacks = ("loss threshold", "FedMIA, loss", "LiRA offline", "LiRA online")
+    audit = AuditConfig(trials=8, audited=8, property_trials=0, attacks=attacks)
+    return Planned(key, label, {"method": method, **settings}, audit)
 
 
 DEFENCES: Sequence[Planned] = (

@@ -72,7 +72,7 @@ class Judge:
         device = self.module.prompts.start.device
         at, towards = (tensor.detach().to(device).float() for tensor in (start, direction))
         with sdpa_kernel(SDPBackend.MATH):  # the others have no derivative of this kind
-            _, found = torch.func.jvp(self.module.prompts, (at,), (towards,))
+            found = torch.func.jvp(self.module.prompts, (at,), (towards,))[1]
         return found.detach().cpu().float()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest, norm, rankdata
+from scipy.stats import binomtest, rankdata, t
 
 Interval = tuple[float, float]
 LEVEL = 0.95
@@ -39,9 +39,9 @@ def auc(scores: np.ndarray, members: np.ndarray) -> float:
 
 
 def auc_interval(scores: np.ndarray, members: np.ndarray, clusters: np.ndarray) -> Interval:
-    """The interval of the AUC where scores of one cluster (a client in a federation, whose targets share a prompt) are
-    not independent: DeLong's variance, summed over clusters (Obuchowski, Biometrics 1997, 53(2), 567-578); with a
-    cluster for each score, it is DeLong's own (Biometrics 1988, 44(3), 837-845). NaN with fewer than two clusters."""
+    """The interval of the AUC where scores of one cluster, such as an owner's, are not independent: DeLong's variance,
+    summed over clusters (Obuchowski, Biometrics 1997, 53(2), 567-578), with Student's t for their number; with a
+    cluster for each score, the variance is DeLong's own (Biometrics 1988, 44(3), 837-845). NaN with fewer than two."""
     inside, outside = int(members.sum()), int((~members).sum())
     names, place = np.unique(clusters, return_inverse=True)
     if not inside or not outside or len(names) < 2:
@@ -61,7 +61,7 @@ def auc_interval(scores: np.ndarray, members: np.ndarray, clusters: np.ndarray) 
 
     variance = spread(sums[0], sums[0], counts[0]) / inside**2 + spread(sums[1], sums[1], counts[1]) / outside**2
     variance += 2 * spread(sums[0], sums[1], len(names)) / (inside * outside)
-    half = float(norm.ppf((1 + LEVEL) / 2)) * max(0.0, variance) ** 0.5
+    half = float(t.ppf((1 + LEVEL) / 2, len(names) - 1)) * max(0.0, variance) ** 0.5
     return max(0.0, area - half), min(1.0, area + half)
 
 

@@ -24,7 +24,7 @@ from fedmoe.audit.rates import auc, auc_interval, roc, true_positive_rate
 from fedmoe.audit.settings import AuditConfig
 from fedmoe.audit.threats import THREATS, Outsider, Seen, Threat
 from fedmoe.audit.transcript import play
-from fedmoe.errors import UserError
+from fedmoe.errors import UserError, did_you_mean
 from fedmoe.experiment import Session
 from fedmoe.protocol.method import Method
 from fedmoe.seeds import derive
@@ -73,6 +73,7 @@ def audit(
         UserError: the settings do not fit.
     """
     require_auditable(session)
+    attacks = chosen_attacks(config.attacks)
     e = session.experiment
     quiet = replace(e, federation=replace(e.federation, evaluate_every=_NEVER))
     session = Session(quiet, session.console, session.clip)
@@ -83,15 +84,17 @@ def audit(
     for number in range(config.trials):
         trials.append(play_trial(session, method, game, Judge(module, setting.features, setting.labels), number))
         told(f"{method.label}: federation {number + 1} of {config.trials}")
-    rows, bounds = [], []
+    rows, bounds, claimed = [], [], trials[0].privacy
     for threat in THREATS:
-        for attack in ATTACKS:
+        for attack in attacks:
             scores = attacked(trials, threat, attack, setting, config.audited)
             if scores is not None:
                 rows.append(row(threat, attack, scores, trials, setting, e.seed))
-                if not isinstance(threat, Outsider):
-                    bounds.append((threat, attack, scores))
-    claimed = trials[0].privacy
+            if claimed is None or isinstance(threat, Outsider):
+                continue
+            scores = attacked(trials, threat, attack, setting, config.audited, apart=True)
+            if scores is not None:
+                bounds.append((threat, attack, scores))
     return {
         "method": type(method).__name__,
         "label": method.label,
@@ -104,6 +107,21 @@ def audit(
         "privacy": None if claimed is None else privacy(bounds, trials, claimed, config),
         "properties": infer_proportions(session, method, config),
     }
+
+
+def chosen_attacks(names: Sequence[str]) -> list[Membership]:
+    """The attacks of these names, or all.
+
+    Raises:
+        UserError: there is none of a name.
+    """
+    known = {attack.label: attack for attack in ATTACKS}
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"audit.attacks has {name!r}; valid is any of {', '.join(known)}{did_you_mean(name, known)}"
+            )
+    return [known[name] for name in names] or list(ATTACKS)
 
 
 def play_trial(session: Session, method: Method, game: Game, judge: Judge, number: int) -> Trial:
@@ -120,13 +138,20 @@ def play_trial(session: Session, method: Method, game: Game, judge: Judge, numbe
 
 
 def attacked(
-    trials: Sequence[Trial], threat: Threat, attack: Membership, setting: Setting, audited: int
+    trials: Sequence[Trial],
+    threat: Threat,
+    attack: Membership,
+    setting: Setting,
+    audited: int,
+    apart: bool = False,
 ) -> list[Tensor] | None:
     """The attack's scores of the targets [X] in each audited federation. Its shadows are all others, whose coins it is
-    told; of the one under attack it gets what the threat model sees alone."""
+    told, or with ``apart`` those that are not audited; of the one under attack it gets what the threat model sees
+    alone."""
     found = []
     for number, trial in enumerate(trials[:audited]):
-        others = [other for i, other in enumerate(trials) if i != number and threat.label in other.simulated]
+        others = [other for i, other in enumerate(trials) if (i >= audited if apart else i != number)]
+        others = [other for other in others if threat.label in other.simulated]
         shadows = [Shadow(other.simulated[threat.label], members(other.coins)) for other in others]
         if threat.label not in trial.attacked or (attack.learns and not shadows):
             return None
@@ -145,24 +170,24 @@ def row(
     setting: Setting,
     seed: int,
 ) -> dict[str, Any]:
-    """What an attack achieves, over all targets of all audited federations and for each owner. The control counts the
-    same scores against coins that no federation ever used."""
+    """What an attack achieves, over all targets of all audited federations and for each owner. The interval is over
+    owners: an owner's targets share its prompt, and scores in one federation depend on coins of the others, its
+    shadows. The control counts the same scores against coins that no federation ever used."""
     values = torch.cat(list(scores)).numpy()
     inside = torch.cat([members(trial.coins) for trial in trials[: len(scores)]]).numpy()
     owners = np.tile(setting.owner.numpy(), len(scores))
-    clusters = owners + (owners.max() + 1) * np.repeat(np.arange(len(scores)), len(setting.owner))
     fresh = [np.random.default_rng(derive(seed, "audit", "control", i)) for i in range(len(scores))]
     control = np.concatenate([g.permuted(np.tile([True, False], (len(trials[0].coins), 1)), axis=1).ravel()
                               for g in fresh])  # fmt: skip
     reached = np.isfinite(values)
-    values, inside, owners, clusters, control = (part[reached] for part in (values, inside, owners, clusters, control))
+    values, inside, owners, control = (part[reached] for part in (values, inside, owners, control))
     found: dict[str, Any] = {
         "threat": threat.label,
         "attack": attack.label,
         "auc": auc(values, inside),
-        "interval": auc_interval(values, inside, clusters),
+        "interval": auc_interval(values, inside, owners),
         "control": auc(values, control),
-        "control_interval": auc_interval(values, control, clusters),
+        "control_interval": auc_interval(values, control, owners),
         "reached": float(reached.mean()),
         "per_client": {int(i): auc(values[owners == i], inside[owners == i]) for i in np.unique(owners)},
         "roc": roc(values, inside),
@@ -182,16 +207,17 @@ def privacy(
     """The bounds that the attacks prove beside the one that is claimed for all uploads of a client.
 
     A guess is which of a pair was in. The audited federations are one mechanism on the coins of all: each coin affects
-    one of them. The probability of error, 0.05 for all attacks together, is divided among them.
+    one of them. So no guess may use the coins of another one, and only those that are not audited serve as shadows
+    here. The probability of error, 0.05 for all attacks together, is divided among them.
     """
-    rows, delta, upper = [], float(claimed["delta"]), claimed["total_epsilon"]
+    rows, best, delta, upper = [], 0.0, float(claimed["delta"]), claimed["total_epsilon"]
     for threat, attack, scores in attacks:
         coins = torch.cat([trial.coins for trial in trials[: len(scores)]])
         correct, guesses = right_guesses(torch.cat(list(scores)), coins, config.guesses)
         bound = one_run_epsilon(len(coins), guesses, correct, delta, 0.05 / len(attacks))
         rows.append({"threat": threat.label, "attack": attack.label, "coins": len(coins), "guesses": guesses,
                      "correct": correct, "epsilon_at_least": bound})  # fmt: skip
-    best = max((entry["epsilon_at_least"] for entry in rows), default=0.0)
+        best = max(best, bound)
     return {
         "claimed_epsilon": upper,
         "delta": delta,

@@ -25,6 +25,8 @@ class AuditConfig:
     """Share of the coins, in (0, 1], that are guessed for the bound on epsilon: those that the attack is surest of."""
     property_trials: int = 8
     """Number of federations from which class proportions are inferred, on other partitions; 0: they are not."""
+    attacks: tuple[str, ...] = ()
+    """The attacks on membership that are made, by their names in the table, such as "LiRA online"; empty: all."""
 
     def __post_init__(self) -> None:
         require(self.trials >= 2, "audit.trials", self.trials, "an integer of at least 2")

@@ -42,7 +42,7 @@ def membership_table(audits: Sequence[Found]) -> Table:
     notes = (
         f"{first['pairs']} pairs of targets of {first['clients']} clients; one of each pair is in, by a fair coin. "
         f"{made} federations are attacked, each with {shadows} others as shadows.",
-        "AUC: 0.5 is guessing; 95 % interval over clients and federations. TPR: % of members found where so many % of "
+        "AUC: 0.5 is guessing; 95 % interval over clients. TPR: % of members found where so many % of "
         "non-members are taken for members, with its exact 95 % interval.",
         "clients: least and largest AUC of an owner. seen: % of targets whose owner's prompt the attacker has. "
         "control: AUC of the same scores against coins that nobody used.",

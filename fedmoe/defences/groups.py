@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Groups(Serving):
-    """Others get the mean of a group of at least ``size`` entries in place of each of its members: nobody is an expert
-    alone (k-anonymous experts). With fewer entries than that in the pool, nothing is served.
+    """Others get the mean of a group of at least ``size`` entries in place of each of its members.
+
+    Nobody is an expert alone (k-anonymous experts). With fewer entries than that in the pool, nothing is served.
 
     The group of the client with the lowest number, among those without one, is it and its nearest others; those left
     over join the last group. The members of a group count the same. Groups follow from the uploads and change with
@@ -32,7 +33,7 @@ class Groups(Serving):
     def shown(self, entries: Mapping[int, Tensor], shared: Tensor | None) -> Mapping[int, Tensor]:
         import torch
 
-        found = {}
+        found = dict[int, "Tensor"]()
         for group in groups(entries, self.size):
             mean = torch.stack([entries[i].double() for i in group]).mean(dim=0)
             found |= {i: mean.to(entries[i].dtype) for i in group}

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LowRank(Serving):
-    """Others get G + the best approximation of P - G [l, w] of a rank, where G is the server's shared value (0 where
-    there is none): the largest singular values are kept."""
+    """Others get G + the best approximation of P - G [l, w] of a rank.
+
+    G is the server's shared value (0 where there is none). The largest singular values are kept.
+    """
 
     rank: int = 1
     """The rank, at least 1; one of min(l, w) or more changes nothing."""

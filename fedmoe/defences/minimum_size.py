@@ -18,8 +18,10 @@ _SIZES = "minimum_size.sizes"  # among the server's extras: [N], int64; 0: not k
 
 @dataclass(frozen=True, kw_only=True)
 class MinimumSize(Screening):
-    """A prompt is served to others only if its owner trains on so many examples, by the n_i of its uploads: a prompt
-    that was trained on few examples tells most about each of them."""
+    """A prompt is served to others only if its owner trains on enough examples.
+
+    Their number is the n_i of its last upload. A prompt that was trained on few examples tells most about each of them.
+    """
 
     least: int = 50
     """The smallest number n_i of training examples whose owner's prompt is served."""

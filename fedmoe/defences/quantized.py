@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized(Serving):
-    """Others get each coordinate of P - G rounded to one of 2^bits values, evenly spaced from the smallest coordinate
-    to the largest one, where G is the server's shared value (0 where there is none)."""
+    """Others get each coordinate of P - G rounded to one of 2^bits values.
+
+    These are evenly spaced from the smallest coordinate to the largest one. G is the server's shared value (0 where
+    there is none).
+    """
 
     bits: int = 4
     """Number of bits of a coordinate, 1 to 16."""

@@ -36,7 +36,7 @@ class Setting:
 class Membership(ABC):
     """Base class of the attacks. They never get the coins of the federation under attack."""
 
-    label: ClassVar[str] | str
+    label: str
     learns: ClassVar[bool] = False  # whether it needs shadows
 
     @abstractmethod
