@@ -9,7 +9,7 @@ import torch
 from fedmoe.attacks.adversary import Adversary
 from fedmoe.client.module import ClientModule
 from fedmoe.client.work import ClientWork
-from fedmoe.config import FederationConfig, OptimConfig, PrivacyConfig, PromptConfig
+from fedmoe.config import FederationConfig, OptimConfig, PrivacyConfig, PromptConfig, RuntimeConfig
 from fedmoe.defences.guard import Defences
 from fedmoe.features.client_data import FederatedData
 from fedmoe.federation.callbacks import Callback, FederationView
@@ -57,15 +57,14 @@ def build_federation(
     fleet: Callable[[ClientWork], Fleet] = LocalFleet,
     adversary: Adversary | None = None,
     defences: Defences | None = None,
+    runtime: RuntimeConfig | None = None,
 ) -> tuple[Federation, Log]:
     """The method's federation on the data, and the log of what it will do."""
     config = method.schedule(config)
     module = build_module(clip, data, method, optim, seed)
     protection = build_privacy(privacy, config, seed)
     guard = defences or Defences()
-    work = ClientWork(
-        module, data, config, seed, protection=protection, adversary=adversary, reports=guard.needs_reports
-    )
+    work = ClientWork(module, data, config, seed, runtime, protection, adversary=adversary, reports=guard.needs_reports)
     rehearse(work, protection, range(min(2, config.participants)))
     log = Log()
     federation = kind(
