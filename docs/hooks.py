@@ -6,6 +6,7 @@ A line of a page that is one of these is replaced:
   ``{{ README.md # }}``: what precedes the first section.
 - ``{{ commands }}``: the ``--help`` of every command.
 - ``{{ methods }}``: the docstrings of the methods that the page has no section for.
+- ``{{ beside }}``: the published values of tables 1 and 2 beside ours.
 - ``{{ status }}``: what was run of each table and figure; each of its pages is the README.md of the experiment.
 
 tutorial.py, a notebook in jupytext's percent format, becomes the page tutorial.md.
@@ -22,6 +23,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import yaml
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
@@ -149,4 +151,33 @@ def _status(markdown: str, here: str) -> str:
     return "\n".join(rows) + "\n"
 
 
-_SPECIAL = {"commands": _commands, "methods": _methods, "status": _status}
+def _beside(markdown: str, here: str) -> str:
+    """Published mean ± std over seeds beside those of the embedded presets, as far as a README has them."""
+    published = yaml.safe_load((ROOT / "experiments" / "published.yaml").read_text(encoding="utf-8"))
+    parts = []
+    for table in ("table1", "table2"):
+        text = (ROOT / "experiments" / table / "README.md").read_text(encoding="utf-8")
+        preset = text.partition("### Preset embedded")[2].partition("*controls*")[0]
+        rows = re.findall(r"^\| ([^|]+?) \| \**([\d.]+ ± [\d.]+)", preset, re.MULTILINE)
+        ours = {_key(label): value for label, value in rows}
+        values = published[table]
+        columns = values.pop("columns")
+        parts.append(
+            f"| [{text.splitlines()[0].removeprefix('# ')}](experiments/{table}.md) | {' | '.join(columns)} | digits |"
+        )
+        parts.append("|---|" + "---:|" * (len(columns) + 1))
+        for name, pairs in values.items():
+            cells = " | ".join(f"{mean:.2f} ± {std:.2f}" for mean, std in pairs)
+            parts.append(f"| `{name}` | {cells} | {ours.get(name, 'not run')} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _key(label: str) -> str:
+    """The name in published.yaml of a row's label, such as pfedmoap_lambda_0.5 for pFedMoAP (λ = 0.5)."""
+    name, _, number = label.partition("(λ = ")
+    key = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    return f"{key}_lambda_{float(number.rstrip(')')):.1f}" if number else key
+
+
+_SPECIAL = {"beside": _beside, "commands": _commands, "methods": _methods, "status": _status}

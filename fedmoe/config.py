@@ -256,12 +256,22 @@ class ViewsConfig:
         )
 
 
+_STEPS = ("float32", "bfloat16")
+
+
 @dataclass(frozen=True)
 class RuntimeConfig:
     """Where and how the run computes."""
 
     accelerator: str = "auto"
     """Lightning's name of the accelerator: auto, cpu, gpu, mps, ..."""
+    devices: int = 1
+    """Number of devices that a client trains on, which is always 1: a prompt is too small to be divided. Several
+    devices train several clients at once with engine.kind = flower_simulation, which deals the clients to worker
+    processes; with engine.gpus = 1, each of these has a GPU of its own."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the products in a step of local training. bfloat16 is Lightning's bf16-mixed: parameters,
+    momentum, what is sent, and evaluations stay in optim.precision. CLIP itself has clip.precision."""
     threads: int | None = None
     """Number of CPU threads of torch; null: torch's default. The same number gives the same bits."""
     text_cache_mib: int = 256
@@ -282,6 +292,13 @@ class RuntimeConfig:
     the first round whether it is faster here; run.json keeps the choice, and a resumed run follows it."""
 
     def __post_init__(self) -> None:
+        require(
+            self.devices == 1,
+            "runtime.devices",
+            self.devices,
+            "1, and for several devices engine.kind = flower_simulation with engine.gpus = 1",
+        )
+        require(self.precision in _STEPS, "runtime.precision", self.precision, " or ".join(_STEPS))
         require(self.threads is None or self.threads >= 1, "runtime.threads", self.threads, "null or at least 1")
         require(self.text_cache_mib >= 1, "runtime.text_cache_mib", self.text_cache_mib, "an integer of at least 1")
         require(self.score_cache_mib >= 0, "runtime.score_cache_mib", self.score_cache_mib, "an integer of at least 0")

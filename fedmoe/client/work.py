@@ -92,6 +92,11 @@ class ClientWork:
         self.config, self.seed, self.runtime = config, seed, runtime or RuntimeConfig()
         self.protection = protection or Protection()
         self.adversary, self.reports = adversary, reports
+        if self.runtime.precision != "float32" and module.optim.precision == "float16":
+            raise UserError(
+                f"runtime.precision is {self.runtime.precision!r}, but optim.precision is 'float16', in which products "
+                "are taken anyway; valid is float32 for one of them."
+            )
         if config.share_momentum and module.optim.optimizer != "sgd":
             raise UserError(
                 f"federation.share_momentum is true, but optim.optimizer is {module.optim.optimizer!r}, which has no "
@@ -279,13 +284,17 @@ class ClientWork:
         return loss
 
 
+_STEPS: Mapping[str, Any] = {"float32": None, "bfloat16": "bf16-mixed"}  # Lightning's names; None: as things are
+
+
 def light_trainer(runtime: RuntimeConfig, **kwargs: Any) -> L.Trainer:
     """A Trainer stripped down for a short fit. Make a new one for each fit: a used one does nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return L.Trainer(
             accelerator=runtime.accelerator,
-            devices=1,
+            devices=runtime.devices,
+            precision=_STEPS[runtime.precision],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
