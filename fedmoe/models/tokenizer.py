@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedmoe.errors import UserError
+from fedmoe.io import read_regular
 
 FILES = ("tokenizer.json", "tokenizer_config.json")  # as Hugging Face's libraries write them
 
@@ -103,9 +104,8 @@ class FileTokenizer:
             self._reader = Reader.from_str(rules)
             told = json.loads(settings)
         except Exception as error:  # the package raises Exception itself
-            raise UserError(
-                f"The tokenizer in {folder} cannot be read ({str(error).splitlines()[0][:200]})."
-            ) from error
+            why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(f"The tokenizer in {folder} cannot be read ({why}).") from error
         self._reader.no_padding()
         self._reader.no_truncation()
         pad = self._id(told, "pad_token")
@@ -149,7 +149,7 @@ class FileTokenizer:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UserError(
