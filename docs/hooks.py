@@ -118,8 +118,8 @@ def _links(text: str, source: str, here: str) -> str:
 
 
 def _commands(markdown: str, here: str) -> str:
-    """The help of each command, as it is printed on 86 columns, which a page shows without scrolling."""
-    os.environ["COLUMNS"] = "86"
+    """The help of each command, as it is printed on 80 columns, which a page shows without scrolling."""
+    os.environ["COLUMNS"] = "80"
     from fedmoe.cli.settings import COMMANDS, build_parser
 
     told = []
