@@ -66,7 +66,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         if name in _SPECIAL:
             return _SPECIAL[name](markdown, here)
         text = (ROOT / name).read_text(encoding="utf-8")
-        return _links(_section(name, text, section) if of_section else text, name, here)
+        if of_section:
+            text = _section(name, text, section)
+        elif markdown.startswith("# "):  # the page has a title of its own
+            text = f"#{text}"
+        return _links(text, name, here)
 
     return _LINE.sub(replace, markdown)
 
@@ -114,13 +118,14 @@ def _links(text: str, source: str, here: str) -> str:
 
 
 def _commands(markdown: str, here: str) -> str:
-    """The help of each command, as it is printed on 110 columns."""
-    os.environ["COLUMNS"] = "110"
+    """The help of each command, as it is printed on 80 columns, which a page shows without scrolling."""
+    os.environ["COLUMNS"] = "80"
     from fedmoe.cli.settings import COMMANDS, build_parser
 
     told = []
     for name, command in COMMANDS.items():
-        text = build_parser(name).jsonargparse.format_help().replace(str(Path.home()), "~")
+        text = build_parser(name).jsonargparse.format_help().replace(str(Path.home()), "~").replace("\b", "")
+        text = re.sub(r"\Ausage: .*?\n\n.*?\n\n", "", text, flags=re.DOTALL)  # every option again; and what it is about
         told.append(f"## {name}\n\n{command.about}\n\n```text\n{text.rstrip()}\n```\n")
     return "\n".join(told)
 
@@ -145,6 +150,9 @@ def _status(markdown: str, here: str) -> str:
         title = text.splitlines()[0].removeprefix("# ")
         numbers = _section(name, text, "Our numbers").strip()
         first = _links(numbers.split("\n\n")[0].replace("\n", " "), f"experiments/{name}/README.md", here)
+        if first.startswith("|"):  # numbers at once: a benchmark of ours
+            rows.append(f"| [{title}](experiments/{name}.md) | not of the paper | the package's own data |")
+            continue
         presets = re.findall(r"^### Preset (.+)$", numbers, re.MULTILINE)
         presets = presets or list(dict.fromkeys(re.findall(r"PRESET=([\w-]+)", numbers)))
         rows.append(f"| [{title}](experiments/{name}.md) | {first} | {'; '.join(presets) or 'none'} |")

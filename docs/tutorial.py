@@ -40,8 +40,9 @@ SETTINGS = {
     "optim": {"prompt_lr": 0.02, "gating_lr": 0.02},
     "quiet": True,
 }
-data = Digits(shots=40)  # training images of each class; by default, all are taken
-result = fedmoe.run(PFedMoAP(num_experts=3), data, **SETTINGS, output__name="pfedmoap")
+data = Digits(shots=40)  # training images of each class; all by default
+method = PFedMoAP(num_experts=3)
+result = fedmoe.run(method, data, **SETTINGS, output__name="pfedmoap")
 result
 
 # %% [markdown]

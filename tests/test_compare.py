@@ -237,6 +237,13 @@ def change(run: Path, target: Path, **changes: object) -> Path:
     return target
 
 
+def test_runs_of_another_precision_are_a_group_of_their_own(runs: Path, tmp_path: Path) -> None:
+    half = change(runs / "b0", tmp_path / "half", runtime__precision="bfloat16", runtime__threads=3)
+    assert main(["compare", str(runs / "b0"), str(half), f"--output={tmp_path / 'out'}"]) == 0
+    found = [row["group"] for row in rows(tmp_path / "out/comparison.csv")]
+    assert len(found) == 2 and "runtime.precision=bfloat16" in found[1] and "threads" not in found[1]
+
+
 def test_groups_are_told_apart_by_the_settings_in_which_they_differ(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -272,9 +272,9 @@ def _few_words() -> Iterator[None]:
 
 
 def _first(error: BaseException) -> str:
-    """The first line of an error's message, without its full stop."""
+    """The first sentence of an error's message, without its full stop."""
     lines = str(error).strip().splitlines() or [""]
-    return (lines[0].rstrip(". ") or type(error).__name__)[:200]
+    return (lines[0].partition(". ")[0].rstrip(". ") or type(error).__name__)[:200]
 
 
 def _quick_gelu(cfg: ClipConfig, config: Mapping[str, Any], tag: _Tag | None, checkpoint: WeightsFile | None) -> bool:

@@ -24,6 +24,7 @@ from fedmoe.runs.records import DOCUMENT_BYTES, ComparisonManifest, best_by_vali
 # What tells no experiment from another: which repetition it is, where it was computed, and where it was written to.
 _NOT_OF_THE_GROUP = ("output.", "tracking.", "features.", "runtime.", "engine.")
 _NOT_OF_THE_GROUP_EXACTLY = {"seed", "methods", "data.init_args.download"}
+_OF_THE_GROUP = ("runtime.precision", "bfloat16")  # which changes results
 _SAME_IN_ALL = ("data.", "partition.", "federation.clients", "federation.late_clients")
 _ABSENT = object()
 
@@ -167,7 +168,7 @@ def _read(folder: Path) -> tuple[Run, int, dict[str, Any]]:
         key: value
         for key, value in flat.items()
         if key not in _NOT_OF_THE_GROUP_EXACTLY
-        and not key.startswith(_NOT_OF_THE_GROUP)
+        and (not key.startswith(_NOT_OF_THE_GROUP) or (key, value) == _OF_THE_GROUP)
         and (value or not key.endswith(".init_args"))  # of a class without settings; not written by every version
     }
     return run, run.settings.seed, kept
