@@ -189,6 +189,13 @@ class Session:
         else:
             prompts.settle_packing("on" if self.packed else "off")
 
+    def target(self, method: Method, data: DataSet) -> tuple[ClientModule | None, TestImages]:
+        """A data set to score the run's clients on, as ``score_transfer`` takes it."""
+        own = self.experiment.data
+        same = (data.class_names, data.template) == (own.class_names, own.template)
+        module = None if same else self.module(method, data.class_names, data.template)
+        return module, self.test_images(method, data)
+
     def federation(self, method: Method, callbacks: Any = (), engine: EngineConfig | None = None) -> Federation:
         """The method's federation before its first round; ``engine`` in place of the experiment's."""
         e = self.experiment
@@ -461,10 +468,7 @@ def evaluate(
         late = score_late_clients(fleet, method, server, federation.config, context, join_rounds, federation.defences)
         found["late"] = asdict(late)
     if targets:
-        ready = {
-            name: (session.module(method, data.class_names, data.template), session.test_images(method, data))
-            for name, data in targets.items()
-        }
+        ready = {name: session.target(method, data) for name, data in targets.items()}
         found["transfer"] = asdict(score_transfer(fleet, server, context, ready, federation.defences))
     write_json_atomic(folder / "evaluation.json", found)
     return found

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from experiments.benchmark import protocols, rates
 from experiments.benchmark.__main__ import main
+from experiments.benchmark.leaderboard import Entry, rank
 from experiments.benchmark.protocols import load_protocol, names
-from experiments.benchmark.scores import SCORES, check_scores
+from experiments.benchmark.scores import SCORES, Result, check_scores
 from experiments.reproduce.pending import method_of
 from experiments.reproduce.plan import Options, make_plan
 from fedmoe import methods
@@ -127,3 +130,17 @@ def test_a_rate_is_chosen_by_validation_on_other_seeds(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(f"rate {rate}: validation accuracy {mean:.2f} %" in printed for rate, mean in found.items())
     assert f"best: {max(found, key=lambda rate: found[rate])}" in printed
+
+
+def test_one_model_for_all_clients_is_no_sample_of_clients():
+    """Seven clients: the least p is 2 / 2^7, once corrected for one test only; equal differences are not tested."""
+
+    def entry(label: str, numbers: list[float]) -> Entry:
+        run: Any = SimpleNamespace(seed=0)
+        record: Any = None
+        return Entry(label, {("digits", None): [Result(run, record, {}, dict(enumerate(numbers)))]}, True)
+
+    personal = [50.0 + 3 * client for client in range(7)]
+    lines = rank([entry("a", [90.0] * 7), entry("b", [80.0] * 7), entry("c", personal)])
+    assert [line.p for line in lines] == [None, None, pytest.approx(2 / 2**7)]
+    assert [line.difference for line in lines] == [None, pytest.approx(10), pytest.approx(31)]

@@ -16,7 +16,7 @@ import torch
 pytest.importorskip("flwr")
 
 from federation_helpers import Log, build_federation
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load
 from test_engine import Change, Parts
@@ -70,7 +70,7 @@ def cohort(count: int, shape: tuple[int, ...] = (3, 5)) -> Cohort:
 
 
 @given(st.integers(3, 8), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_the_mean_is_that_of_the_clients_that_stay(count: int, data: st.DataObject) -> None:
     group = cohort(count)
     gone = data.draw(st.dictionaries(st.sampled_from(list(group.uploads)), st.integers(0, 3), max_size=count - 1))

@@ -232,6 +232,9 @@ def test_other_data_sets_as_targets(
     assert found["clients"] == pytest.approx([sum(each) / 2 for each in expected])
     assert len(set(found["clients"])) > 1  # the models are personal
     assert f"mean of the targets {sum(map(sum, expected)) / 2 / len(expected):.2f} %" in capsys.readouterr().out
+    whole = fit(folder, "PFedPrompt", base=10)  # its prompt is the same for all clients; their stored images are not
+    assert len(set(evaluation(whole, f"--targets={files[1]}")["transfer"]["clients"])) == CLIENTS - LATE
+    capsys.readouterr()
     assert main(["evaluate", str(run), f"--targets={files[0]},{folder / 'x' / files[0].name}"]) == 2
     assert "targets has two files named inverted" in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from federation_helpers import build_federation
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_line import CONFIG, data_of
 
@@ -29,6 +29,7 @@ def test_a_number_is_its_weighted_multiple_of_two_to_the_minus_32() -> None:
     assert decode(torch.tensor([3 * 2**31]), 3, torch.zeros(1)).tolist() == [0.5]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(NUMBERS, st.integers(1, 1000)), min_size=1, max_size=8))
 def test_means_are_exact_to_two_to_the_minus_33(pairs: list[tuple[float, int]]) -> None:
     uploads = [{"prompt": torch.tensor([x], dtype=torch.float64)} for x, _ in pairs]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from experiments.benchmark.scores import SCORES, Result, read_result
 from experiments.reproduce.plan import Plan
 from fedmoe.report.outside import csv_cell
-from fedmoe.report.statistics import FEWEST, Scores, by_client, holm, paired
+from fedmoe.report.statistics import FEWEST, Paired, Scores, by_client, holm, paired
 from fedmoe.report.tables import NONE, Cell, Table
 
 _FACTOR = 10**6  # above all clients' numbers: tells the clients of several cells apart
@@ -94,11 +94,17 @@ def rank(entries: Sequence[Entry]) -> list[Line]:
     for entry in entries[1:]:
         a, b = by_client(first, entry.clients(order))
         tests.append(paired(a, b, seed=0) if a else None)
-    corrected = holm([test.p if test else None for test in tests])
+    corrected = holm([test.p if test and _varies(test) else None for test in tests])
     lines = [Line(entries[0], None, None)]
     for entry, test, p in zip(entries[1:], tests, corrected, strict=True):
         lines.append(Line(entry, test.difference if test else None, p))
     return lines
+
+
+def _varies(test: Paired) -> bool:
+    """Whether the differences vary over clients. Two methods with one model for all, scored on the same images, differ
+    by the same number everywhere, which is one observation and no test."""
+    return test.cohen_dz is not None
 
 
 def byte_budget(entries: Sequence[Entry]) -> dict[Key, float] | None:
@@ -155,6 +161,11 @@ def _notes(
         "signed-rank over clients (of each data set and place on the axis), Holm's correction for all rows; none with "
         "fewer than 6 clients. A composite is tested on that of each client's own numbers.",
     ]
+    if SCORES[names[0]].same_images:
+        notes.append(
+            "All clients are scored on the same images, so that p speaks of clients' models and not of other images; "
+            "there is none where the difference is the same for all clients, as between two methods with one model."
+        )
     clients = len({client for _, client in lines[0].entry.clients(list(lines[0].entry.cells))}) if lines else 0
     if clients >= FEWEST:
         least = min(1.0, 2 / 2**clients * (len(lines) - 1))

@@ -25,12 +25,14 @@ class Score:
         place: keys in evaluation.json; () for what rounds.jsonl has.
         each: (record, evaluation.json) -> the same of each client alone, for paired tests; a composite is then that of
             the client's own numbers.
+        same_images: whether all clients are scored on the same images, at least in part.
     """
 
     label: str
     formula: str
     each: Callable[[Record, Mapping[str, Any]], Each]
     place: tuple[str, ...] = ()
+    same_images: bool = False
 
 
 def _last(field: str) -> Callable[[Record, Mapping[str, Any]], Each]:
@@ -61,7 +63,8 @@ def _composite(formula: Callable[[float, float, float], float]) -> Callable[[Rec
 
 
 def _of_classes(label: str, formula: str, name: str) -> Score:
-    return Score(label, formula, _listed("classes", "clients", name), ("classes", name, "mean"))
+    each = _listed("classes", "clients", name)
+    return Score(label, formula, each, ("classes", name, "mean"), same_images=name != "local")
 
 
 SCORES = {
@@ -79,18 +82,21 @@ SCORES = {
         "HM(Base, Novel) = 2 · Base · Novel / (Base + Novel) (CoCoOp)",
         _composite(lambda local, base, novel: harmonic_mean([base, novel])),
         ("classes", "harmonic_mean"),
+        same_images=True,
     ),
     "harmonic_mean_with_local": Score(
         "HM of three",
         "3 / (1/Local + 1/Base + 1/Novel) (pFedMMA)",
         _composite(lambda local, base, novel: harmonic_mean([local, base, novel])),
         ("classes", "harmonic_mean_with_local"),
+        same_images=True,
     ),
     "combined": Score(
         "CM",
         "(Local + HM) / 2 (FedMGP)",
         _composite(lambda local, base, novel: (local + harmonic_mean([base, novel])) / 2),
         ("classes", "combined"),
+        same_images=True,
     ),
     "late": Score(
         "Left out",
@@ -103,6 +109,7 @@ SCORES = {
         "all test images of each target, with each client's own model; mean over clients and targets",
         _listed("transfer", "clients"),
         ("transfer", "mean"),
+        same_images=True,
     ),
 }
 

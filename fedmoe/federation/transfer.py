@@ -43,20 +43,22 @@ def score_transfer(
     fleet: LocalFleet,
     server: ServerState,
     context: RoundContext,
-    targets: Mapping[str, tuple[ClientModule, TestImages]],
+    targets: Mapping[str, tuple[ClientModule | None, TestImages]],
     defences: Defences | None = None,
 ) -> TransferScores:
     """Score every client that takes part in rounds on each target.
 
     Args:
-        targets: name -> a module of the run's method with the target's class names, and the target's test images.
+        targets: name -> a module of the run's method with the target's class names, and the target's test images; None
+            where the classes are those of the run, as then what a client stores of its own images can be used.
         defences: what clients may get of each other's; None: everything.
     """
     found: dict[str, list[float]] = {name: [] for name in targets}
     for client_id, _, fitted in personal_models(fleet, server, context, defences):
         for name, (module, images) in targets.items():
-            module.load(client_id, fitted)
-            found[name].append(accuracy(module, images))
+            if module is not None:
+                module.load(client_id, fitted)
+            found[name].append(accuracy(module or fleet.work.module, images))
     summaries = {name: summarize(shares) for name, shares in found.items()}
     each = [100 * statistics.fmean(shares) for shares in zip(*found.values(), strict=True)]
     return TransferScores(summaries, statistics.fmean(one["mean"] for one in summaries.values()), each)
