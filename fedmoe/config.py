@@ -288,7 +288,7 @@ class RuntimeConfig:
     training one after the other (1) up to rounding, and faster, while memory for activations grows with the number."""
     packed_weights: Literal["off", "on", "auto"] = "off"
     """Whether the shared text pass multiplies with weights of the text tower that are packed once (CPU, float32; three
-    times their memory): equal up to rounding, so the bits of a run differ. auto measures for some milliseconds before
+    times their memory): equal up to rounding, so the bits of a run differ. auto measures for up to a second before
     the first round whether it is faster here; run.json keeps the choice, and a resumed run follows it."""
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 1. A local step of pFedMoAP (forward, backward, optimizer; 32 images, 9 experts) on cached features with the
    prefix-shared text pass, against the plain way: the image encoder on 32 images of 224 px and all 77 tokens. With the
-   default settings and with ``runtime.packed_weights``; ``speed_up`` is that of the faster one, which ``auto`` takes.
+   default settings and with ``runtime.packed_weights``; ``speed_up`` is that of the one which ``auto`` chooses here.
 2. The share of a federated round that is spent outside model mathematics (forward, backward, optimizer steps and
    evaluation logits): Lightning, sampling, aggregation, logs, checkpoints.
 
@@ -56,7 +56,8 @@ def bench_core(classes: list[int], repeats: int, console: Console) -> dict[str, 
             rates = [f"{row['flop'] / 1e9:.1f}", f"{row['flop_per_second'] / 1e9:.0f}"]
             factor = str(Spread(**row["speed_up"])) if "speed_up" in row else ""
             share = f"{100 * row['share_of_best_product']:.0f} %"
-            table.add_row(f"C = {count}", name, str(cpu), f"{wall.median:.1f}", *rates, share, factor)
+            taken = f"{name} (auto)" if name == found["auto"] else name
+            table.add_row(f"C = {count}", taken, str(cpu), f"{wall.median:.1f}", *rates, share, factor)
     console.print(table)
     clip.text.packed = False
     rounds = {str(count): bench_round(clip, count) for count in classes}

@@ -75,9 +75,9 @@ class _Map(torch.autograd.Function):
 
 
 @torch.no_grad()
-def worthwhile(weight: Tensor, rows: int, repeats: int = 7, clock: Callable[[], float] = time.perf_counter) -> bool:
+def worthwhile(weight: Tensor, rows: int, repeats: int = 4, clock: Callable[[], float] = time.perf_counter) -> bool:
     """Whether products of ``rows`` tokens with weights like this one are at least 5 % faster packed, in both
-    directions together. Measured in turn with the plain product, for some milliseconds; the fastest repeat counts.
+    directions together. Measured in turn with the plain product, within about a second; the fastest repeat counts.
 
     Weights are taken from many copies, as a tower's blocks are: one alone would stay in the processor's cache.
     """
