@@ -118,7 +118,7 @@ def test_attacks_by_hand() -> None:
     null = torch.tensor([[[NAN], [0.0], [2.0]]]).double()
     expected = 0.5 * (1 + math.erf((2 - 1) / math.sqrt(2) / math.sqrt(2)))
     assert float(null_cdf(torch.tensor([[2.0]]).double(), null)) == pytest.approx(expected)
-    # An outlier among 21 is more than 3 standard deviations above the mean, and is left out: 0 and 1 ten times are left.
+    # An outlier among 21, more than 3 standard deviations above the mean, is left out: 0 and 1 ten times are left.
     null = torch.tensor([[[NAN], *([[0.0], [1.0]] * 10), [100.0]]]).double()
     expected = 0.5 * (1 + math.erf((0.75 - 0.5) / math.sqrt(20 * 0.25 / 19) / math.sqrt(2)))
     assert float(null_cdf(torch.tensor([[0.75]]).double(), null)) == pytest.approx(expected)

@@ -41,7 +41,7 @@ def auc(scores: np.ndarray, members: np.ndarray) -> float:
 def auc_interval(scores: np.ndarray, members: np.ndarray, clusters: np.ndarray) -> Interval:
     """The interval of the AUC where scores of one cluster, such as an owner's, are not independent: DeLong's variance,
     summed over clusters (Obuchowski, Biometrics 1997, 53(2), 567-578), with Student's t for their number; with a
-    cluster for each score, the variance is DeLong's own (Biometrics 1988, 44(3), 837-845). 0 to 1 where there are too few."""
+    cluster for each score, the variance is DeLong's own (Biometrics 1988, 44(3), 837-845). 0 to 1 with too few."""
     inside, outside = int(members.sum()), int((~members).sum())
     names, place = np.unique(clusters, return_inverse=True)
     if not inside or not outside or len(names) < 2:
