@@ -16,6 +16,7 @@ from fedmoe.audit.judge import Judge, true_logit
 from fedmoe.audit.membership import PIPRA, FedMIA, LiRA, LossThreshold, Shadow
 from fedmoe.audit.membership.base import Setting
 from fedmoe.audit.membership.fedmia import null_cdf
+from fedmoe.audit.membership.lira import distribution
 from fedmoe.audit.membership.pipra import contrast
 from fedmoe.audit.properties import Owner, answers, estimate, score
 from fedmoe.audit.rates import auc, auc_interval, clopper_pearson, roc, true_positive_rate
@@ -117,6 +118,10 @@ def test_attacks_by_hand() -> None:
     null = torch.tensor([[[NAN], [0.0], [2.0]]]).double()
     expected = 0.5 * (1 + math.erf((2 - 1) / math.sqrt(2) / math.sqrt(2)))
     assert float(null_cdf(torch.tensor([[2.0]]).double(), null)) == pytest.approx(expected)
+    # An outlier among 21, more than 3 standard deviations above the mean, is left out: 0 and 1 ten times are left.
+    null = torch.tensor([[[NAN], *([[0.0], [1.0]] * 10), [100.0]]]).double()
+    expected = 0.5 * (1 + math.erf((0.75 - 0.5) / math.sqrt(20 * 0.25 / 19) / math.sqrt(2)))
+    assert float(null_cdf(torch.tensor([[0.75]]).double(), null)) == pytest.approx(expected)
     # LiRA: target 0 is in shadows 0 and 1, with 3 and 5, and out of 2 and 3, with 0 and 2; target 1 in the others.
     inside = [torch.tensor(m) for m in ([True, False], [True, False], [False, True], [False, True])]
     values = [(3.0, 0.0), (5.0, 2.0), (0.0, 3.0), (2.0, 5.0)]
@@ -129,6 +134,14 @@ def test_attacks_by_hand() -> None:
     unseen = seen([[[NAN, NAN], [NAN, 1.0]]])
     again = LiRA("confidence", online=True).scores(unseen, shadows, setting)
     assert again is not None and math.isnan(again[0]) and float(again[1]) == pytest.approx(-9 / 4)
+
+
+def test_many_shadows_give_each_target_its_own_spread() -> None:
+    values = torch.tensor([[[1.0, 10.0]], [[-1.0, -10.0]]]).repeat(32, 1, 1).double()  # S = 64: +-1 and +-10
+    mean, std = distribution(values)
+    assert mean.tolist() == [[0.0, 0.0]]
+    assert std[0].tolist() == pytest.approx([math.sqrt(64 / 63), math.sqrt(6400 / 63)])
+    assert distribution(values[:62])[1][0].tolist() == pytest.approx([math.sqrt(62 * 101 / 122)] * 2)  # one for both
 
 
 def test_pipra_learns_what_its_shadows_show() -> None:

@@ -67,7 +67,14 @@ def run_all(options: argparse.Namespace, console: Console) -> None:
 
 def report(out: Path, folder: Path) -> None:
     """The CSV files and pictures of all finished audits."""
-    from experiments.audit.results import defences_picture, membership_csv, methods_picture, properties_csv, read
+    from experiments.audit.results import (
+        defences_picture,
+        differences_csv,
+        membership_csv,
+        methods_picture,
+        properties_csv,
+        read,
+    )
     from fedmoe.io import write_text_atomic
     from fedmoe.report.plot_style import save
 
@@ -75,6 +82,7 @@ def report(out: Path, folder: Path) -> None:
     write_text_atomic(folder / "membership.csv", membership_csv(methods))
     write_text_atomic(folder / "defences.csv", membership_csv(defences))
     write_text_atomic(folder / "properties.csv", properties_csv(properties))
+    write_text_atomic(folder / "differences.csv", differences_csv(methods, defences))
     save(methods_picture(methods), folder / "methods.png")
     save(defences_picture(defences), folder / "defences.png")
 

@@ -41,13 +41,7 @@ def read(out: Path, group: str) -> list[dict[str, Any]]:
 
 def area(audits: Sequence[Mapping[str, Any]], key: str, threat: str, attack: str) -> Area | None:
     """The AUC of an attack on the audits of this key; None where there is none."""
-    rows = [
-        row
-        for found in audits
-        if found["key"] == key
-        for row in found["membership"]
-        if (row["threat"], row["attack"]) == (threat, attack)
-    ]
+    rows = _rows(audits, key, threat, attack)
     return over_clients(rows) if rows else None
 
 
@@ -57,6 +51,61 @@ def over_clients(rows: Sequence[Mapping[str, Any]]) -> Area:
     values = values[np.isfinite(values)]
     half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
     return Area(float(values.mean()), float(half))
+
+
+def difference(rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> Area:
+    """The mean over clients of the difference of their AUCs, rows minus others, paired by seed and client."""
+    values = np.array(
+        [
+            row["per_client"][client] - other["per_client"][client]
+            for row, other in zip(rows, others, strict=True)
+            for client in row["per_client"].keys() & other["per_client"].keys()
+        ]
+    )
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return Area(float(values.mean()), float(half))
+
+
+def differences_csv(methods: Sequence[Mapping[str, Any]], defences: Sequence[Mapping[str, Any]]) -> str:
+    """What individual prompts tell beyond the average, for each method and attack; and what each defence takes from the
+    recipient of experts. Each over clients, paired."""
+    lines = []
+
+    def add(what: str, attack: str, rows: list[Any], others: list[Any]) -> None:
+        if rows and len(rows) == len(others):
+            found = difference(rows, others)
+            lines.append(
+                {
+                    "difference": what,
+                    "attack": attack,
+                    "auc": f"{found.value:+.4f}",
+                    "low": f"{found.value - found.half:+.4f}",
+                    "high": f"{found.value + found.half:+.4f}",
+                    "seeds": len(rows),
+                }
+            )
+
+    for one in METHODS:
+        for attack in ATTACKS:
+            average = _rows(methods, one.key, "recipient of the average", attack)
+            for threat in ("recipient of experts", "server", "outsider"):
+                add(f"{one.label}: {threat} - average", attack, _rows(methods, one.key, threat, attack), average)
+    for one in DEFENCES[1:]:
+        for attack in ATTACKS:
+            pair = [_rows(defences, key, "recipient of experts", attack) for key in (one.key, DEFENCES[0].key)]
+            add(f"{one.label} - no defence", attack, pair[0], pair[1][: len(pair[0])])
+    return _csv(lines)
+
+
+def _rows(audits: Sequence[Mapping[str, Any]], key: str, threat: str, attack: str) -> list[Mapping[str, Any]]:
+    """The rows of an attack, by seed."""
+    return [
+        row
+        for found in audits
+        if found["key"] == key
+        for row in found["membership"]
+        if (row["threat"], row["attack"]) == (threat, attack)
+    ]
 
 
 def membership_csv(audits: Sequence[Mapping[str, Any]]) -> str:

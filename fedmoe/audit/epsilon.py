@@ -17,8 +17,7 @@ from fedmoe.audit.rates import clopper_pearson
 
 def one_run_p_value(coins: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
     """The largest probability of so many correct guesses under any (epsilon, delta)-private mechanism (Steinke, Nasr,
-    Jagielski, "Privacy auditing with one (1) training run", NeurIPS 2023, arXiv 2305.08846, theorem 5.2 and
-    appendix D).
+    Jagielski, "Privacy auditing with one (1) training run", NeurIPS 2023, arXiv 2305.08846, appendix D).
 
     Args:
         coins: number m of examples, each of which a fair coin put in or out.

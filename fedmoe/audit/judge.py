@@ -14,7 +14,7 @@ from fedmoe.client.module import ClientModule
 
 def true_logit(logits: Tensor, labels: Tensor) -> Tensor:
     """LiRA's statistic, ln p_y - ln(1 - p_y), computed as the difference of log p_y and the log of the sum of the other
-    classes' (Carlini et al., S&P 2022, section 4.B): [X, C] and [X] -> [X]."""
+    classes' (Carlini et al., S&P 2022): [X, C] and [X] -> [X]."""
     logs = logits.double().log_softmax(dim=1)
     own = torch.nn.functional.one_hot(labels, logits.shape[1]).bool()
     return logs[own] - logs.masked_fill(own, -torch.inf).logsumexp(dim=1)

@@ -41,11 +41,11 @@ def auc(scores: np.ndarray, members: np.ndarray) -> float:
 def auc_interval(scores: np.ndarray, members: np.ndarray, clusters: np.ndarray) -> Interval:
     """The interval of the AUC where scores of one cluster, such as an owner's, are not independent: DeLong's variance,
     summed over clusters (Obuchowski, Biometrics 1997, 53(2), 567-578), with Student's t for their number; with a
-    cluster for each score, the variance is DeLong's own (Biometrics 1988, 44(3), 837-845). NaN with fewer than two."""
+    cluster for each score, the variance is DeLong's own (Biometrics 1988, 44(3), 837-845). 0 to 1 with too few."""
     inside, outside = int(members.sum()), int((~members).sum())
     names, place = np.unique(clusters, return_inverse=True)
     if not inside or not outside or len(names) < 2:
-        return float("nan"), float("nan")
+        return 0.0, 1.0
     area = auc(scores, members)
     ranks, within = rankdata(scores), np.empty(len(scores))
     for side in (members, ~members):

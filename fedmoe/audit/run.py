@@ -181,6 +181,7 @@ def row(
                               for g in fresh])  # fmt: skip
     reached = np.isfinite(values)
     values, inside, owners, control = (part[reached] for part in (values, inside, owners, control))
+    areas = {i: auc(values[owners == i], inside[owners == i]) for i in np.unique(owners)}
     found: dict[str, Any] = {
         "threat": threat.label,
         "attack": attack.label,
@@ -189,7 +190,7 @@ def row(
         "control": auc(values, control),
         "control_interval": auc_interval(values, control, owners),
         "reached": float(reached.mean()),
-        "per_client": {int(i): auc(values[owners == i], inside[owners == i]) for i in np.unique(owners)},
+        "per_client": {int(i): area for i, area in areas.items() if math.isfinite(area)},
         "roc": roc(values, inside),
     }
     for name, rate in RATES.items():

@@ -133,8 +133,7 @@ class Recipient(Threat):
                 if downlink is None or "prompt" not in downlink.experts:
                     continue
                 for owner, prompt in zip(downlink.expert_ids, downlink.experts["prompt"], strict=False):
-                    if owner != client:
-                        found[owner] = Sent(prompt, _began(transcript, owner, number))
+                    found[owner] = Sent(prompt, _began(transcript, owner, number))
             times.append(found)
         return times
 

@@ -1,5 +1,4 @@
-"""FedMIA: other clients' uploads as the null hypothesis (Zhu, Sang, et al., "FedMIA: An Effective Membership Inference
-Attack Exploiting All for One Principle in Federated Learning", CVPR 2025, arXiv 2402.06289).
+"""FedMIA: other clients' uploads as the null hypothesis (Zhu, Li, Gu, Yao, Fan, Han, CVPR 2025, arXiv 2402.06289).
 
 As its re-implementations have it; the paper's own tables and code were not compared.
 """

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedmoe.audit.membership.base import Membership, Setting, Shadow, has
 from fedmoe.audit.threats import Seen
 
-FEW = 64  # below so many shadows, all targets of a time share one standard deviation (section 6.B)
+FEW = 64  # below so many shadows, all targets of a time share one standard deviation
 
 
 class LiRA(Membership):
