@@ -67,8 +67,8 @@ benchmark-%: setup  ## every method in a protocol, ranked: benchmark-base-to-nov
 benchmark-robustness: setup  ## methods against bad clients and bad experts, with the server's defences: a table and a picture (SEEDS= ROUNDS= OUT=)
 	$(RUN) -m experiments.robustness $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(OUT),--out $(OUT))
 
-bench: setup  ## speed of the local step and of a round against the plain way, on one thread
-	OMP_NUM_THREADS=1 $(RUN) -m experiments.bench
+bench: setup  ## speed of the local step and of a round against the plain way, on one thread (JSON= REPEATS=)
+	OMP_NUM_THREADS=1 $(RUN) -m experiments.bench $(if $(REPEATS),--repeats $(REPEATS)) $(if $(JSON),--json $(JSON))
 
 embedded-clip: setup  ## pre-train the embedded CLIP again (minutes) and check it
 	$(RUN) -m pip install --quiet --requirement experiments/embedded_clip/requirements.txt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from federation_helpers import Log, build_federation
 from torch import Tensor
 
+from fedmoe.client.lockstep import Place, together
 from fedmoe.config import EngineConfig, FeatureConfig, FederationConfig, OptimConfig, PrivacyConfig, RuntimeConfig
 from fedmoe.data import Digits, Dirichlet
 from fedmoe.data.subset import SubsetConfig
@@ -121,6 +123,38 @@ def test_a_failure_is_the_clients_own(embedded_clip: FrozenCLIP, prepared: Prepa
 def test_the_same_run_twice_has_the_same_bits(embedded_clip: FrozenCLIP, prepared: Prepared) -> None:
     tensors = [run(embedded_clip, prepared(PFedMoAP(2)), PFedMoAP(2), 4)[0].state.flatten()[0] for _ in range(2)]
     assert all(torch.equal(tensors[1][name], tensor) for name, tensor in tensors[0].items())
+
+
+def squared(place: Place[Tensor], run: Callable[[Tensor], Tensor], start: float) -> Tensor:
+    """The gradient of a sum over a pass of one prompt."""
+    prompt = torch.full((1, 1, 2), start, requires_grad=True)
+    place.begin()
+    place.backward(place.forward(run, prompt).sum())
+    assert prompt.grad is not None
+    return prompt.grad
+
+
+def test_memory_for_one_at_a_time_is_enough() -> None:
+    sizes: list[int] = []
+
+    def run(contexts: Tensor) -> Tensor:
+        sizes.append(len(contexts))
+        if len(contexts) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return contexts.square()
+
+    found = together([partial(squared, run=run, start=start) for start in (1.0, 2.0)])
+    assert [gradient.flatten().tolist() for gradient in found] == [[2.0, 2.0], [4.0, 4.0]]
+    assert sizes == [2, 1, 1]
+
+
+def test_an_interruption_ends_all_clients() -> None:
+    def run(contexts: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        together([partial(squared, run=run, start=1.0)] * 2)
+    assert not any("_body" in thread.name for thread in threading.enumerate())
 
 
 def test_where_clients_need_each_other(embedded_clip: FrozenCLIP, prepared: Prepared) -> None:

@@ -112,7 +112,9 @@ class ClientModule(L.LightningModule):
         return self._clip[0]
 
     def twin(self) -> ClientModule:
-        """Another module of the same method, for a client that trains at the same time. Both share what is fixed."""
+        """Another module of the same method, for a client that trains at the same time. Both share what is fixed. The
+        client that this one holds is forgotten."""
+        self._forget()
         fixed = (*self.prompts.shared, self.method, self.text_cache, self.encoder, self.constants, self.declared)
         return deepcopy(self, {id(thing): thing for thing in fixed})
 

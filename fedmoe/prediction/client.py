@@ -16,7 +16,7 @@ from fedmoe.federation.state import FederationState
 from fedmoe.protocol.method import Method
 from fedmoe.protocol.records import RoundContext, ScoreJob
 from fedmoe.runs.checkpoint import StateStore
-from fedmoe.runs.folder import require_format
+from fedmoe.runs.folder import packed_before, require_format
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ def restore_client(
     """
     state = require_checkpoint(folder, best)
     require_client(client_id, state.num_clients)
+    session.packed = packed_before(folder)
     federation = session.federation(method)
     restore(federation, state, folder)
     fleet, server = federation.fleet, federation.server
