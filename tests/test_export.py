@@ -195,7 +195,6 @@ def test_a_routers_head_predicts_and_routes_as_the_client_does(
         (*MIXTURE, "--method.gate=linear", "--method.pooling=average"),
         ("--method=LocalAdapter",),
         NEIGHBOURS,
-        ("--method=FedSEPT", "--method.num_experts=3"),
     ],
 )
 def test_onnx_computes_what_the_client_computes(

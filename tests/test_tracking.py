@@ -460,7 +460,7 @@ def test_an_alert_says_which_clients_failed(fit: Callable[..., Path], server: Wa
     for alert, (number, reasons) in zip(run["alerts"], failed.items(), strict=True):
         assert (alert["title"], alert["severity"]) == ("Clients failed in run", "WARN")
         assert alert["waitDuration"] == 3600 * 1000  # W&B sends one mail of a title in that time
-        assert f"Round {number} went on without 1 of its clients. client 1: {reasons['1']}" == alert["text"]
+        assert f"Round {number}: clients that failed (1) are left out. client 1: {reasons['1']}" == alert["text"]
         assert "its training loss became nan" in alert["text"]
     assert server.artifacts == {}  # nobody asked for one
 

@@ -71,7 +71,7 @@ def _command(name: str) -> Callable[[Namespace, Console], int | None]:
         parser.add_argument(
             levels.OPTION,
             choices=LEVELS,
-            help="how much to say, with any command: info by default; debug adds what was done and tracebacks",
+            help="how much to say, with any command: info by default; debug adds where a mistake was found",
         )
         parser.add_argument(levels.QUIET, action="store_true", help=f"short for {levels.OPTION}=warning")
         commands = parser.add_subparsers(title="commands, each with a --help of its own", metavar="command")

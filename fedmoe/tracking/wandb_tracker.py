@@ -216,7 +216,7 @@ class WandbTracker(Callback):
 
     def _alert(self, number: int, failed: Mapping[str, str]) -> None:
         told = some([f"client {client}: {reason}" for client, reason in failed.items()], separator="; ")
-        text = f"Round {number} went on without {len(failed)} of its clients. {told}"
+        text = f"Round {number}: clients that failed ({len(failed)}) are left out. {told}"
         # One in an hour, so that a client that always fails does not fill a mailbox.
         self._run.alert(f"Clients failed in {self._name()}", text, "WARN", timedelta(hours=1))
 
