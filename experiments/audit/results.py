@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from scipy.stats import t
 
 from experiments.audit.plan import DEFENCES, METHODS
-from fedmoe.report.plot_style import AXIS, INK, OTHER_COLOURS, Chart, styled
+from fedmoe.report.plot_style import AXIS, INK, OTHER_COLOURS, Chart, limits, styled
 
 THREATS = ("recipient of the average", "recipient of experts", "server", "outsider")
 ATTACKS = ("LiRA offline", "LiRA online")
@@ -205,7 +205,7 @@ def defences_picture(audits: Sequence[Mapping[str, Any]], attack: str = "LiRA of
     chart = Chart(4.2, "Defences of pFedMoAP's experts", f"{attack} by a recipient of experts; bars: 95 %")
     axes = chart.add_subplot()
     axes.axvline(0.5, color=AXIS, linewidth=1)
-    free = iter(OTHER_COLOURS * 2)
+    free, seen = iter(OTHER_COLOURS * 2), list[float]()
     for one in DEFENCES:
         found = area(audits, one.key, "recipient of experts", attack)
         if found is None:
@@ -213,8 +213,9 @@ def defences_picture(audits: Sequence[Mapping[str, Any]], attack: str = "LiRA of
         own = [audit["accuracy"] for audit in audits if audit["key"] == one.key]
         colour = INK if one.key == "none" else next(free)
         mean = sum(own) / len(own)
+        seen.append(mean)
         axes.errorbar([found.value], [mean], xerr=[found.half], fmt="o", color=colour, linewidth=1.5, label=one.label)
         axes.annotate(one.label, (found.value, mean), xytext=(4, 5), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="AUC", ylabel="accuracy, %")
+    axes.set(xlabel="AUC", ylabel="accuracy, %", ylim=limits(seen))
     axes.grid(True)
     return chart
