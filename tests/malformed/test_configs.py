@@ -43,6 +43,8 @@ OUTSIDE: dict[str, list[float]] = {
     "views.count": [0],
     "views.seed": [],
     "runtime.threads": [0],
+    "runtime.score_cache_mib": [-1],
+    "runtime.cohort_batch": [0, -1],
     "engine.actors": [0, -1],
     "engine.gpus": [-0.5],
     "engine.timeout": [0, -1],
