@@ -30,10 +30,17 @@ CONFIG = Path(__file__).parents[1] / "configs" / "embedded.yaml"
 BY_HEART = [
     *("--method=PromptFL", "--partition=IID", "--prompt.class_specific=true", "--prompt.length=4"),
     *("--data.subset.train=80", "--data.subset.test=20", "--federation.clients=2", "--federation.rounds=1"),
-    *("--federation.local_epochs=30", "--federation.batch_size=64", "--optim.prompt_lr=0.05", "--runtime.threads=1"),
+    *("--federation.local_epochs=20", "--federation.batch_size=64", "--optim.prompt_lr=0.05", "--runtime.threads=1"),
 ]
 PRIVATE = ["--privacy.mechanism=upload", "--privacy.epsilon=1", "--privacy.delta=1e-5", "--privacy.clip=0.0001"]
-HARD = AuditConfig(trials=2, audited=2, mislabelled=True, guesses=0.5, property_trials=0)
+HARD = AuditConfig(
+    trials=2,
+    audited=2,
+    mislabelled=True,
+    guesses=0.5,
+    property_trials=0,
+    attacks=("loss threshold", "update alignment (PromptMIA)"),
+)
 
 
 @pytest.fixture
@@ -51,7 +58,9 @@ def by_name(found: dict[str, Any], threat: str = "server") -> dict[str, dict[str
 
 
 def test_the_game_keeps_all_but_the_coins(session: Callable[..., tuple[Session, Method]]) -> None:
-    own, method = session("--data.subset.train=90", "--partition=Dirichlet", "--federation.clients=3")
+    own, method = session(
+        "--data.subset.train=90", "--data.subset.test=20", "--partition=Dirichlet", "--federation.clients=3"
+    )
     whole = own.data(method)
     game = make_game(whole, 1.0, False, 7)
     coins = game.coins(1)
@@ -78,6 +87,7 @@ def test_the_game_keeps_all_but_the_coins(session: Callable[..., tuple[Session, 
 def test_each_attacker_sees_its_own_part(session: Callable[..., tuple[Session, Method]]) -> None:
     own, method = session(
         *("--method=PFedMoAP", "--method.num_experts=1", "--data.subset.train=60", "--federation.clients=4"),
+        "--data.subset.test=20",
         *("--partition=IID", "--federation.rounds=2", "--federation.local_epochs=1", "--optim.prompt_lr=0.05"),
     )
     game = make_game(own.data(method), 1.0, False, 0)

@@ -215,7 +215,7 @@ def defences_picture(audits: Sequence[Mapping[str, Any]], attack: str = "LiRA of
         mean = sum(own) / len(own)
         seen.append(mean)
         axes.errorbar([found.value], [mean], xerr=[found.half], fmt="o", color=colour, linewidth=1.5, label=one.label)
-        axes.annotate(one.label, (found.value, mean), xytext=(4, 5), textcoords="offset points", fontsize=8)
     axes.set(xlabel="AUC", ylabel="accuracy, %", ylim=limits(seen))
     axes.grid(True)
+    chart.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=5)
     return chart
