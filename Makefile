@@ -5,7 +5,7 @@ FLOWER ?= .venv-flower
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-flower quickstart test test-flower test-flower-slow lint types smoke mutants benchmark-robustness bench embedded-clip docs clean
+.PHONY: help setup setup-flower quickstart test test-slow test-flower test-flower-slow lint types smoke mutants benchmark-robustness bench embedded-clip docs clean
 
 help:  ## explain the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,8 +20,11 @@ $(VENV)/.done: pyproject.toml constraints.txt
 quickstart: setup  ## five methods on 20 clients with handwritten digits: a table and plots in runs/quickstart
 	$(RUN) -m fedmoe.cli fit --config configs/quickstart.yaml
 
-test: setup  ## all tests, on two processes
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not flower"
+test: setup  ## all tests but the slow ones, on two processes
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not flower and not slow"
+
+test-slow: setup  ## kills, failing disks, whole tables, more random input: minutes more
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "slow and not flower"
 
 setup-flower: $(FLOWER)/.done  ## build .venv-flower, with Flower and the exact versions of constraints-flower.txt
 

@@ -56,8 +56,9 @@ def test_values_are_the_releases(golden_clips: dict[str, FrozenCLIP]) -> None:
         assert difference(module(tokens), golden["logits"]) < 1e-5
     loss = method.loss(module, tokens, labels)
     assert difference(loss[None], golden["loss"]) < 1e-5
-    # The release's own rounding: recomputed in float64, a gradient differs by up to 1.5e-5, in float32 by 1.7e-5.
-    compare(gradients(module, loss), golden, "grad.", 2e-5)
+    # The release's own rounding: recomputed in float64, a gradient differs by up to 1.5e-5, in float32 by 1.7e-5 on one
+    # processor and 2.4e-5 on another.
+    compare(gradients(module, loss), golden, "grad.", 3e-5)
     fit(module, tokens, labels, made.settings["steps"])
     assert difference(torch.stack(module.losses), golden["after.losses"]) < 1e-5
     compare(module.export(), golden, "after.")

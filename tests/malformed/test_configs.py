@@ -43,6 +43,7 @@ OUTSIDE: dict[str, list[float]] = {
     "views.count": [0],
     "views.seed": [],
     "runtime.threads": [0],
+    "runtime.devices": [0, 2],
     "runtime.score_cache_mib": [-1],
     "runtime.cohort_batch": [0, -1],
     "engine.actors": [0, -1],
