@@ -143,6 +143,7 @@ def test_two_signals_in_training(sign: int, options: list[str], tmp_path: Path) 
     assert len(read_jsonl(tmp_path / "run" / "rounds.jsonl")) >= 3
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_does_not_end_the_run(options: list[str], tmp_path: Path) -> None:
     program = start(["fit", *options])
     assert program.stdout is not None and program.stderr is not None
@@ -160,6 +161,7 @@ def test_a_reader_that_leaves_does_not_end_the_run(options: list[str], tmp_path:
     [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
     ids=["encoding", "locale"],
 )
+@pytest.mark.slow
 def test_a_terminal_that_knows_only_ascii(environment: dict[str, str], options: list[str], tmp_path: Path) -> None:
     for args in (["fit", *options], ["evaluate", str(tmp_path / "run")]):
         program = start(args, environment=environment)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from fedmoe.io import read_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +63,7 @@ def test_a_folder_that_merely_has_a_configuration_is_kept(tmp_path: Path) -> Non
         assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_comparison_in_training_is_not_overwritten(tmp_path: Path) -> None:
     """Row 2 of the attack: the second one is refused, the first one ends with all its results."""
     pipe, folder = tmp_path / "pipe", tmp_path / "all"

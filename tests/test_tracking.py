@@ -384,6 +384,7 @@ def test_offline_run_is_interrupted_continued_and_synced(
     assert server.runs[run_id]["settings"]["groupName"] == "digits/pFedMoAP"
 
 
+@pytest.mark.slow
 def test_offline_run_that_is_killed_loses_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL of the run and of W&B's process, as in a power cut: every round is in W&B's files, with its value."""
     folder, log, program = tmp_path / "run", tmp_path / "log.txt", ForkServer()
