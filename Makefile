@@ -14,7 +14,7 @@ setup: $(VENV)/.done  ## build .venv with the exact versions of constraints.txt
 
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev]"
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
 quickstart: setup  ## five methods on 20 clients with handwritten digits: a table and plots in runs/quickstart
@@ -30,7 +30,7 @@ setup-flower: $(FLOWER)/.done  ## build .venv-flower, with Flower and the exact 
 
 $(FLOWER)/.done: pyproject.toml constraints-flower.txt
 	$(PYTHON) -m venv $(FLOWER)
-	$(FLOWER)/bin/python -m pip install --quiet --no-compile --constraint constraints-flower.txt --editable ".[dev,flower]"
+	$(FLOWER)/bin/python -m pip install --quiet --constraint constraints-flower.txt --editable ".[dev,flower]"
 	@touch $@
 
 test-flower: setup-flower  ## the tests with Flower's real processes: simulation and deployment

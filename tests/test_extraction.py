@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -214,6 +215,22 @@ def test_a_worker_that_dies_is_one_sentence_and_the_work_goes_on(clip, config):
     assert torch.equal(
         extract(clip, split, config), extract(clip, noise(12), replace(config, cache_dir=config.cache_dir + "-other"))
     )
+
+
+def test_a_worker_that_dies_while_a_batch_is_encoded_is_the_same_sentence(clip, config):
+    plain = clip_encoder(clip)
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # until it is dead; torch's signal says so here
+        return plain.encode(images)
+
+    inputs, deadly = PlainInputs(clip.preprocess), replace(plain, encode=encode)
+    with pytest.raises(UserError, match=r"features\.workers = 1"):
+        extract_features(deadly, noise(12), inputs, replace(config, workers=1), KEY)
+    whole = replace(config, cache_dir=config.cache_dir + "-other")
+    assert torch.equal(extract(clip, noise(12), config), extract(clip, noise(12), whole))
 
 
 def test_workers_that_are_no_copies_need_a_data_set_that_can_be_sent(clip):

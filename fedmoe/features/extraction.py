@@ -12,6 +12,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -158,7 +159,7 @@ class Extraction:
 
         Raises:
             UserError: an image is damaged and ``features.damaged`` is stop, or no image can be read, or a feature is
-                not finite.
+                not finite, or a worker has ended.
         """
         again = sorted(self.damaged)
         fresh = [i for i in (~self.known).nonzero()[:, 0].tolist() if i not in self.damaged]
@@ -169,14 +170,15 @@ class Extraction:
         pending: list[int] = []  # not written down yet
         try:
             # One after the other, so that batches are cut as if nothing had been damaged.
-            for index, inputs, damage in chain(self._batches(again), self._batches(fresh)):
-                self._take(index, inputs, damage)
-                pending += index
-                done += len(index)
-                self.progress(done, count)
-                if keep is not None and len(pending) * self._views >= self.config.chunk:
-                    kept, pending = pending, []
-                    keep(self.block(kept))
+            with self._workers_watched():
+                for index, inputs, damage in chain(self._batches(again), self._batches(fresh)):
+                    self._take(index, inputs, damage)
+                    pending += index
+                    done += len(index)
+                    self.progress(done, count)
+                    if keep is not None and len(pending) * self._views >= self.config.chunk:
+                        kept, pending = pending, []
+                        keep(self.block(kept))
         except BaseException:  # also Ctrl-C
             if keep is not None and pending:
                 keep(self.block(pending))
@@ -216,8 +218,18 @@ class Extraction:
             multiprocessing_context=multiprocessing.get_context(method) if workers else None,
             generator=torch.Generator(),  # its draws, which nothing uses, must not come from the global one
         )
+        yield from loader
+
+    @contextmanager
+    def _workers_watched(self) -> Iterator[None]:
+        """A sentence for a worker's death. torch raises it from a signal, wherever this process is just then: waiting
+        for the worker, or encoding what came before.
+
+        Raises:
+            UserError: a worker has ended.
+        """
         try:
-            yield from loader
+            yield
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
