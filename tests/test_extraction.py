@@ -221,9 +221,9 @@ def test_a_worker_that_dies_while_a_batch_is_encoded_is_the_same_sentence(clip, 
     plain = clip_encoder(clip)
 
     def encode(images: torch.Tensor) -> torch.Tensor:
-        for worker in multiprocessing.active_children():
-            os.kill(worker.pid, signal.SIGKILL)
-            os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # until it is dead; torch's signal says so here
+        for worker in [child.pid for child in multiprocessing.active_children() if child.pid]:
+            os.kill(worker, signal.SIGKILL)
+            os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)  # until it is dead; torch's signal says so here
         return plain.encode(images)
 
     inputs, deadly = PlainInputs(clip.preprocess), replace(plain, encode=encode)

@@ -150,7 +150,7 @@ def test_one_expert_of_full_rank_without_residual_is_promptfl(embedded_clip: Fro
         federation.run()
     (plain, plain_log), (ours, our_log) = runs
     factors = ours.server.shared["factors"][0]
-    torch.testing.assert_close(factors, plain.server.shared["prompt"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(factors, plain.server.shared["prompt"], rtol=0, atol=5e-6)
     assert [r.accuracy for r in plain_log.records] == [r.accuracy for r in our_log.records]
 
 

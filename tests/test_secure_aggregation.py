@@ -15,9 +15,11 @@ from test_line import CONFIG, data_of
 
 from fedmoe.cli import main
 from fedmoe.config import FeatureConfig
+from fedmoe.federation.fleet import sum_in_the_open
 from fedmoe.methods import PromptFL
 from fedmoe.models.clip import FrozenCLIP
-from fedmoe.secure.fixed_point import decode, encode, mean, require_examples
+from fedmoe.protocol.records import Update
+from fedmoe.secure.fixed_point import add, decode, encode, encode_all, mean, nothing, require_examples
 
 SMOKE = ("fit", "--config=configs/smoke.yaml", "--federation.secure_aggregation=true", "--federation.participation=1")
 NUMBERS = st.floats(-256, 256, width=32)
@@ -35,10 +37,14 @@ def test_means_are_exact_to_two_to_the_minus_33(pairs: list[tuple[float, int]]) 
     uploads = [{"prompt": torch.tensor([x], dtype=torch.float64)} for x, _ in pairs]
     weights = [n for _, n in pairs]
     exact = sum((n * Fraction(x) for x, n in pairs), Fraction(0)) / sum(weights)
-    found = Fraction(float(mean(uploads, weights)["prompt"]))
+    total, backwards = nothing(uploads[0]), nothing(uploads[0])
+    for upload, n in zip(uploads, weights, strict=True):
+        add(total, encode_all(upload, n))
+    for upload, n in zip(uploads[::-1], weights[::-1], strict=True):
+        add(backwards, encode_all(upload, n))
+    found = Fraction(float(mean(total, sum(weights), uploads[0])["prompt"]))
     assert abs(found - exact) <= Fraction(1, 2**33) + abs(exact) * Fraction(1, 2**51)
-    again = mean(uploads[::-1], weights[::-1])["prompt"]
-    assert again.item() == float(found)
+    assert torch.equal(backwards["prompt"], total["prompt"])
 
 
 @pytest.mark.parametrize("value", [256.001, -300.0, float("nan"), float("inf")])
@@ -94,3 +100,21 @@ def test_two_clients_are_too_few(tmp_path: Path, capsys: pytest.CaptureFixture[s
     options = ("--method=PromptFL", "--federation.participation=0.4", f"--output.dir={tmp_path}")
     assert main([*SMOKE, *options]) == 2
     assert "the cohort has 2 clients; valid are at least 3" in capsys.readouterr().err
+
+
+def test_what_cannot_be_summed_is_no_sum_and_says_why() -> None:
+    def upload(client_id: int, value: float, examples: int) -> Update:
+        return Update(client_id, {"prompt": torch.tensor([value])}, examples)
+
+    found = sum_in_the_open([upload(0, 1.0, 2), upload(1, 2.0, 1), upload(2, 300.0, 1), upload(3, 4.0, 1)])
+    assert found.parameters["prompt"].tolist() == [2.0]  # (2 + 2 + 4) / 4
+    assert (found.num_examples, found.nbytes) == (4, 3 * 8)
+    assert list(found.missing) == [2]
+    few = sum_in_the_open([upload(0, 1.0, 2), upload(1, 300.0, 1), upload(2, 3.0, 1)])
+    assert not few.parameters
+    assert few.missing[0] == "there is no sum in this round: 2 clients are left, and 3 must be"
+    many = sum_in_the_open([upload(i, 1.0, 2**21) for i in range(3)])
+    assert not many.parameters
+    assert many.missing == dict.fromkeys(
+        range(3), "the cohort has 6,291,456 examples; secure aggregation takes at most 4,194,304"
+    )

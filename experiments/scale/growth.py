@@ -56,7 +56,7 @@ def experiment(clients: int, states: Any, cache: Path) -> Experiment:
     federation = config.FederationConfig(
         clients=clients,
         participation=COHORT / clients,
-        rounds=ROUNDS + 1,  # after the last one all clients would be evaluated
+        rounds=ROUNDS + 2,  # after the last one, which is not run, all clients would be evaluated
         local_epochs=1,
         evaluate_clients="cohort",
     )

@@ -6,7 +6,7 @@ Standard library only: the command line and the tests use it without Flower.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -86,3 +86,17 @@ def from_json(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("it is not an object")
     return value
+
+
+def as_hex(values: Mapping[int, bytes]) -> dict[str, str]:
+    """Bytes by client, as JSON can hold them."""
+    return {str(client): value.hex() for client, value in values.items()}
+
+
+def from_hex(values: Mapping[str, str]) -> dict[int, bytes]:
+    """The inverse of ``as_hex``.
+
+    Raises:
+        ValueError: that is no number, or not hexadecimal.
+    """
+    return {int(client): bytes.fromhex(value) for client, value in values.items()}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from fedmoe.engine.line import KEYS, MASKED, SHARES, UNMASK
+from fedmoe.engine.line import KEYS, MASKED, SHARES, UNMASK, as_hex, from_hex
 from fedmoe.federation.fleet import Summed
 from fedmoe.protocol.records import SumJob, Summand, Update, nbytes
 from fedmoe.secure.summation import Summation, TooFew
@@ -41,17 +41,17 @@ def sum_securely(exchange: Exchange, updates: Sequence[Update], round: int, like
 
     try:
         keys = ask(KEYS, {client: {} for client in weights})
-        peers = summation.take_keys({client: _bytes(one.values).get("keys", b"") for client, one in keys.items()})
-        sealed = ask(SHARES, {client: _hex(value) for client, value in peers.items()})
-        handed = summation.take_shares({client: _by_client(one.values) for client, one in sealed.items()})
-        masked = ask(MASKED, {client: _hex(value) for client, value in handed.items()})
+        peers = summation.take_keys({client: bytes.fromhex(one.values.get("keys", "")) for client, one in keys.items()})
+        sealed = ask(SHARES, {client: as_hex(value) for client, value in peers.items()})
+        handed = summation.take_shares({client: from_hex(one.values) for client, one in sealed.items()})
+        masked = ask(MASKED, {client: as_hex(value) for client, value in handed.items()})
         settled = summation.take_masked({client: one.masked for client, one in masked.items()})
         words = {
             client: {str(peer): "uploaded" for peer in uploaded} | {str(peer): "gone" for peer in gone}
             for client, (uploaded, gone) in settled.items()
         }
         told = ask(UNMASK, words)
-        found = summation.take_told({client: _by_client(one.values) for client, one in told.items()})
+        found = summation.take_told({client: from_hex(one.values) for client, one in told.items()})
     except TooFew as error:
         why = f"there is no sum in this round: {error}"
         return Summed({}, missing={client: summation.missing.get(client, why) for client in weights})
@@ -59,15 +59,3 @@ def sum_securely(exchange: Exchange, updates: Sequence[Update], round: int, like
     missing = {client: why for client, why in summation.missing.items() if client not in uploads}
     size = sum(nbytes(masked[client].masked) for client in uploads)
     return Summed(found, sum(weights[client] for client in uploads), size, missing)
-
-
-def _hex(values: Mapping[int, bytes]) -> dict[str, str]:
-    return {str(client): value.hex() for client, value in values.items()}
-
-
-def _bytes(values: Mapping[str, str]) -> dict[str, bytes]:
-    return {name: bytes.fromhex(value) for name, value in values.items()}
-
-
-def _by_client(values: Mapping[str, str]) -> dict[int, bytes]:
-    return {int(name): value for name, value in _bytes(values).items()}

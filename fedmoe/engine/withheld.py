@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
-from fedmoe.engine.line import KEYS, MASKED, SHARES, UNMASK
+from fedmoe.engine.line import KEYS, MASKED, SHARES, UNMASK, as_hex, from_hex
 from fedmoe.protocol.records import SumJob, Summand, Trained, Update
 from fedmoe.secure.member import Member
 
@@ -44,18 +43,10 @@ class Withheld:
             raise ValueError(f"no secure aggregation of round {job.round} has begun here")
         member = self._members[place]
         if ask == SHARES:
-            return Summand(job.client_id, _hex(member.shares(_bytes(job.values))))
+            return Summand(job.client_id, as_hex(member.shares(from_hex(job.values))))
         if ask == MASKED:
-            return Summand(job.client_id, masked=member.masked(_bytes(job.values)))
+            return Summand(job.client_id, masked=member.masked(from_hex(job.values)))
         del self._members[place]
         uploaded = [int(peer) for peer, what in job.values.items() if what == "uploaded"]
         gone = [int(peer) for peer, what in job.values.items() if what == "gone"]
-        return Summand(job.client_id, _hex(member.unmask(uploaded, gone)))
-
-
-def _hex(values: Mapping[int, bytes]) -> dict[str, str]:
-    return {str(peer): value.hex() for peer, value in values.items()}
-
-
-def _bytes(values: Mapping[str, str]) -> dict[int, bytes]:
-    return {int(peer): bytes.fromhex(value) for peer, value in values.items()}
+        return Summand(job.client_id, as_hex(member.unmask(uploaded, gone)))

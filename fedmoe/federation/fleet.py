@@ -17,8 +17,19 @@ from fedmoe.client.states import ClientStates, MemoryStates
 from fedmoe.client.work import ClientFailure, ClientWork
 from fedmoe.errors import UserError
 from fedmoe.protocol.parameters import Scope, part_of, select
-from fedmoe.protocol.records import About, ClientState, Failed, Scored, ScoreJob, Tensors, Trained, TrainJob, Update
-from fedmoe.secure.fixed_point import mean
+from fedmoe.protocol.records import (
+    About,
+    ClientState,
+    Failed,
+    Scored,
+    ScoreJob,
+    Tensors,
+    Trained,
+    TrainJob,
+    Update,
+    nbytes,
+)
+from fedmoe.secure.fixed_point import add, encode_all, mean, nothing, require_examples
 from fedmoe.secure.member import LEAST
 from fedmoe.server.state import Known, ServerState
 
@@ -166,20 +177,23 @@ class LocalFleet:
 
 def sum_in_the_open(updates: Sequence[Update]) -> Summed:
     """What a secure aggregation gives, where there is nobody to hide uploads from."""
-    missing, here = {}, []
+    try:
+        require_examples(sum(update.num_examples for update in updates))
+    except ValueError as error:
+        return Summed({}, missing={update.client_id: str(error) for update in updates})
+    like = updates[0].parameters if updates else {}
+    total, weights, missing = nothing(like), {}, {}
     for update in updates:
         try:
-            mean([update.parameters], [update.num_examples])
-            here.append(update)
+            add(total, encode_all(update.parameters, update.num_examples))
+            weights[update.client_id] = update.num_examples
         except ValueError as error:
             missing[update.client_id] = str(error)
-    if len(here) < LEAST:
-        why = f"there is no sum in this round: {len(here)} clients are left, and {LEAST} must be"
+    if len(weights) < LEAST:
+        why = f"there is no sum in this round: {len(weights)} clients are left, and {LEAST} must be"
         return Summed({}, missing={update.client_id: missing.get(update.client_id, why) for update in updates})
-    weights = [update.num_examples for update in here]
-    parameters = mean([update.parameters for update in here], weights) if here else {}
-    masked = sum(8 * tensor.numel() for update in here for tensor in update.parameters.values())
-    return Summed(parameters, sum(weights), masked, missing)
+    examples = sum(weights.values())
+    return Summed(mean(total, examples, like), examples, len(weights) * nbytes(total), missing)
 
 
 def require_states(module: ClientModule, known: Mapping[int, Known], states: Mapping[int, ClientState]) -> None:

@@ -7,11 +7,10 @@ clients with at least one example by at most 2^-33, a sixteenth of what float32 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 FRACTION = 32  # bits after the binary point
 LARGEST = 256.0  # absolute value of an uploaded number
@@ -30,6 +29,15 @@ def encode(value: Tensor, weight: int) -> Tensor:
     return (found * weight * 2.0**FRACTION).round().long()
 
 
+def encode_all(upload: Mapping[str, Tensor], weight: int) -> dict[str, Tensor]:
+    """An upload with each tensor encoded, in the order of names.
+
+    Raises:
+        ValueError: a number is not finite, or larger than 256.
+    """
+    return {name: encode(value, weight) for name, value in sorted(upload.items())}
+
+
 def decode(total: Tensor, weight: int, like: Tensor) -> Tensor:
     """The mean whose encoded sum this is, over ``weight`` examples, in the format of ``like``.
 
@@ -42,21 +50,24 @@ def decode(total: Tensor, weight: int, like: Tensor) -> Tensor:
     return mean.to(like.dtype)
 
 
-def mean(uploads: Sequence[Mapping[str, Tensor]], weights: Sequence[int]) -> dict[str, Tensor]:
-    """The weighted mean of uploads, by name, as secure aggregation gives it: with the same bits.
+def nothing(like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The encoded sum of no uploads."""
+    return {name: torch.zeros_like(value, dtype=torch.int64) for name, value in like.items()}
+
+
+def add(total: Mapping[str, Tensor], encoded: Mapping[str, Tensor]) -> None:
+    """Add an encoded upload to a sum, in place."""
+    for name, value in total.items():
+        value += encoded[name]
+
+
+def mean(total: Mapping[str, Tensor], weight: int, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The uploads' mean, by name, given their encoded sum over ``weight`` examples, in the format of ``like``.
 
     Raises:
-        ValueError: a number is out of range, or there are more than 2^22 examples.
+        ValueError: no mean has this sum.
     """
-    total = require_examples(sum(weights))
-    means = {}
-    for name, like in uploads[0].items():
-        terms = [encode(upload[name], weight) for upload, weight in zip(uploads, weights, strict=True)]
-        summed = terms[0].clone()
-        for term in terms[1:]:
-            summed += term
-        means[name] = decode(summed, total, like)
-    return means
+    return {name: decode(total[name], weight, value) for name, value in like.items()}
 
 
 def require_examples(total: int) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from fedmoe.secure.fixed_point import encode
+from fedmoe.secure.fixed_point import encode_all
 from fedmoe.secure.keys import KEY, Stream, agree, key_pair, seal, split, unseal
 
 LEAST = 3  # clients in a sum: of two, each could take its own upload away
@@ -42,7 +42,7 @@ class Member:
 
     def __init__(self, client_id: int, upload: Mapping[str, Tensor], weight: int, round: int) -> None:
         self.client_id, self.round = client_id, round
-        self._upload = {name: encode(value, weight) for name, value in sorted(upload.items())}
+        self._upload = encode_all(upload, weight)
         self._seal_private, seal_public = key_pair()
         self._mask_private, mask_public = key_pair()
         self._own = secrets.token_bytes(KEY)

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from fedmoe.secure.fixed_point import decode, require_examples
+from fedmoe.secure.fixed_point import add, mean, nothing, require_examples
 from fedmoe.secure.keys import KEY, Stream, join, public_key
 from fedmoe.secure.member import LEAST, pair_mask, threshold
 
@@ -89,10 +89,9 @@ class Summation:
         """
         found = self._valid(self._sealed, answers, self._fits)
         self._uploads = self._require(sorted(found))
-        self._total = {name: torch.zeros_like(value, dtype=torch.int64) for name, value in self.like.items()}
+        self._total = nothing(self.like)
         for upload in found.values():
-            for name, value in upload.items():
-                self._total[name] += value
+            add(self._total, upload)
         here = set(self._uploads)
         return {
             client: (
@@ -122,7 +121,7 @@ class Summation:
                 for peer in set(self._neighbours[client]) & set(self._uploads):
                     self._subtract(1 if peer < client else -1, pair_mask(private, self._keys[peer][KEY:]))
             total = sum(self.weights[client] for client in self._uploads)
-            return {name: decode(self._total[name], total, like) for name, like in self.like.items()}
+            return mean(self._total, total, self.like)
         except TooFew:
             raise
         except ValueError as error:
