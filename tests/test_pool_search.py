@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, MutableMapping
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedmoe.server.journal import Journal
 from fedmoe.server.search import PoolSearch
 
 Pools = Callable[[np.random.Generator, int], np.ndarray]
@@ -29,7 +30,7 @@ KINDS: dict[str, Pools] = {
 }  # fmt: skip
 
 
-def by_numpy(pool: dict[int, Tensor], client: int, count: int, sign: int) -> list[int]:
+def by_numpy(pool: Mapping[int, Tensor], client: int, count: int, sign: int) -> list[int]:
     """The definition: sums of squared differences in float64, ties by client id."""
     others = sorted(pool.keys() - {client})
     own = pool[client].numpy().astype(np.float64)
@@ -37,22 +38,32 @@ def by_numpy(pool: dict[int, Tensor], client: int, count: int, sign: int) -> lis
     return [others[i] for i in np.argsort(distances, kind="stable")[:count]]
 
 
-@settings(max_examples=40)
-@given(st.sampled_from(sorted(KINDS)), st.integers(65, 160), st.integers(0, 12), st.integers(0, 2**32))
-def test_as_the_definition_while_entries_are_replaced(kind: str, size: int, count: int, seed: int) -> None:
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(sorted(KINDS)),
+    st.sampled_from([dict, Journal]),
+    st.integers(65, 160),
+    st.integers(0, 12),
+    st.integers(0, 2**32),
+)
+def test_as_the_definition_while_entries_are_replaced(
+    kind: str, holder: Callable[..., MutableMapping[int, Tensor]], size: int, count: int, seed: int
+) -> None:
     draw = np.random.default_rng(seed)
     numbers = draw.permutation(3 * size)[:size]  # clients that have uploaded, in any order
 
     def fresh(amount: int) -> list[Tensor]:
         return list(torch.from_numpy(KINDS[kind](draw, amount).astype(np.float32)))
 
-    pool = dict(zip(numbers.tolist(), fresh(size), strict=True))
+    pool = holder(zip(numbers.tolist(), fresh(size), strict=True))
     search = PoolSearch()
     for round in range(4):
         asked = sorted(pool)[:10] if round % 2 else draw.permutation(numbers)[:5].tolist()  # in turn, or here and there
+        # What is said to be asked about next: nothing, all of it, or others too, some of whom are not in the pool.
+        ahead = [(), asked, [-1, *asked[2:], *numbers.tolist()]][draw.integers(3)]
         for client in asked:
-            assert search.nearest(pool, client, count) == by_numpy(pool, client, count, 1)
-            assert search.farthest(pool, client, count) == by_numpy(pool, client, count, -1)
+            assert search.nearest(pool, client, count, ahead) == by_numpy(pool, client, count, 1)
+            assert search.farthest(pool, client, count, ahead) == by_numpy(pool, client, count, -1)
         cohort = draw.permutation(numbers)[: size // 2 if round == 2 else 7].tolist()
         pool.update(zip(cohort, fresh(len(cohort)), strict=True))
         pool[3 * size + round] = fresh(1)[0]  # a client's first upload
@@ -69,5 +80,5 @@ def test_other_precisions(dtype: torch.dtype) -> None:
 def test_most_distances_are_not_computed() -> None:
     values = torch.randn(500, 16, 64, generator=torch.Generator().manual_seed(0))
     pool, search = dict(enumerate(values)), PoolSearch()
-    looked_at = [len(search._candidates(pool, client, 9, 1) or pool) for client in range(500)]
+    looked_at = [len(search._candidates(pool, client, 9, (), 1) or pool) for client in range(500)]
     assert max(looked_at) < 30

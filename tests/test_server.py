@@ -79,7 +79,8 @@ def test_what_the_server_knows() -> None:
     assert (server.known(1), server.known(2)) == (known, Known(0, (), 0))
     assert server.holds(1, "prompt")
     assert not server.holds(1, "gate") and not server.holds(2, "prompt")
-    assert server.pooled("prompt") is entries
+    assert server.pooled("prompt") is server.pool["prompt"]
+    assert server.pooled("prompt")[1] is entries[1]
 
 
 def test_a_copy_of_the_server_is_its_own_and_shares_tensors() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fedmoe.cli import main
 from fedmoe.errors import UserError
 from fedmoe.federation.restore import read_state
-from fedmoe.federation.state import FederationState
+from fedmoe.federation.state import FederationState, Watch
 from fedmoe.protocol.records import ClientState
 from fedmoe.runs import checkpoint
 from fedmoe.runs.checkpoint import StateStore
@@ -46,26 +46,37 @@ def train(state: FederationState, clients: set[int], gated: bool) -> None:
     state.server.shared["prompt"] = torch.rand(2)
 
 
-def save(store: StateStore, state: FederationState) -> None:
-    store.save(state.round, state.pieces(), state.rest())
+def save(store: StateStore, state: FederationState, watch: Watch | None = None) -> None:
+    """Save the state, or only what a watch says has changed."""
+    clients = None if watch is None else watch.changed(state.server)
+    clients = clients if store.whole else None
+    chosen = state.clients if clients is None else {i: own for i, own in state.clients.items() if i in clients}
+    part = FederationState(state.round, state.num_clients, state.server, chosen)
+    store.save(state.round, part.pieces(clients), part.rest(clients), partial=clients is not None)
 
 
 cohorts = st.lists(st.sets(st.integers(0, CLIENTS - 1), min_size=1, max_size=12), min_size=1, max_size=12)
 
 
 @settings(max_examples=20, deadline=None)
-@given(cohorts, st.sets(st.integers(0, 11)), st.sets(st.integers(0, 11)), st.booleans())
+@given(cohorts, st.sets(st.integers(0, 11)), st.sets(st.integers(0, 11)), st.booleans(), st.booleans())
 def test_every_round_comes_back(
-    tmp_path_factory: pytest.TempPathFactory, rounds: list[set[int]], resumed: set[int], lost: set[int], mapped: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    rounds: list[set[int]],
+    resumed: set[int],
+    lost: set[int],
+    mapped: bool,
+    changes_alone: bool,
 ) -> None:
     folder = tmp_path_factory.mktemp("state")
-    store, state = StateStore(folder, mapped), empty()
+    store, state, watch = StateStore(folder, mapped), empty(), Watch() if changes_alone else None
     for number, clients in enumerate(rounds):
         train(state, clients, gated=number % 2 == 0)
         if number in lost and len(state.clients) > 1:  # a client that begins anew
             gone = min(state.clients)
             del state.clients[gone], state.server.clients[gone]
-        save(store, state)
+            state.server.extras = {f"momentum {number}": torch.rand(2)}  # and another extra than before
+        save(store, state, watch)
         loaded = read_state(StateStore(folder))
         assert loaded is not None and differences(loaded, state) == []
         assert len([*folder.glob("base-*.json")]) <= 2  # of the two rounds that are kept
@@ -97,6 +108,22 @@ def test_a_manifest_says_what_its_round_changed(tmp_path: Path) -> None:
     assert manifest["changes"]["tensors"].keys() == expected | gone | {"shared/prompt"}
     assert {name for name, place in manifest["changes"]["tensors"].items() if place is None} == gone
     assert manifest["changes"]["clients"].keys() == {"3", "7"}
+
+
+def test_a_part_is_not_saved_before_the_whole(tmp_path: Path) -> None:
+    store, state, watch = StateStore(tmp_path), empty(), Watch()
+    train(state, {1, 2}, gated=True)
+    save(store, state, watch)
+    train(state, {2}, gated=True)
+    state.server.shared["prompt"] = "no tensor"  # type: ignore[assignment]
+    with pytest.raises(AttributeError):
+        save(store, state, watch)
+    state.server.shared["prompt"] = torch.rand(2)
+    with pytest.raises(ValueError, match="before the whole"):
+        store.save(2, state.pieces({2}), state.rest({2}), partial=True)
+    save(store, state, watch)
+    loaded = read_state(StateStore(tmp_path))
+    assert loaded is not None and differences(loaded, state) == []
 
 
 @pytest.mark.parametrize("damage", ["missing", "changed"])

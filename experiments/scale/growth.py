@@ -35,6 +35,7 @@ from fedmoe.federation.orchestrator import Federation
 from fedmoe.methods import PFedMoAP
 from fedmoe.protocol.records import ClientState
 from fedmoe.runs.checkpoint import StateStore
+from fedmoe.runs.records import RoundRecord
 from fedmoe.seeds import torch_generator
 from fedmoe.server.state import Known
 
@@ -64,23 +65,19 @@ def experiment(clients: int, states: Any, cache: Path) -> Experiment:
     return embedded(ManyDigits.of(clients), InTurn(), federation, cache, runtime)
 
 
-def all_have_trained(federation: Federation, gate: dict[str, torch.Tensor], store: StateStore) -> None:
+def all_have_trained(federation: Federation, gate: dict[str, torch.Tensor], checkpoint: Checkpoint) -> None:
     """Put the federation into the state after a round in which every client has trained."""
     server, draws = federation.server, torch_generator(0)
     start, count = server.shared["prompt"], federation.config.clients
-    federation.rounds_done = 0
-    for first in range(0, count, 500):  # as many at a time as cohorts would have been
+    for number, first in enumerate(range(0, count, 500)):  # as many at a time as cohorts would have been
         group = range(first, min(first + 500, count))
         for i in group:
             prompt = start + 0.02 * torch.randn(start.shape, generator=draws)
             own = ClientState({"prompt": prompt, **{name: value.clone() for name, value in gate.items()}}, {}, 1)
             server.pool["prompt"][i], server.clients[i] = prompt, Known(1, (), 1, True)
             federation.fleet.restore({i: server.clients[i]}, {i: own})
-        state = federation.state
-        store.save(first // 500, state.pieces(), state.rest())
-        if store.mapped:
-            federation.release(group, store.release)
-            store.renew(federation.state.pieces())
+        federation.rounds_done = number
+        checkpoint.on_round_end(federation, RoundRecord(round=number, cohort=list(group)))
     federation.rounds_done = 1
 
 
@@ -89,11 +86,12 @@ def measure(clients: int, states: str, folder: Path, cache: Path) -> dict[str, A
     torch.set_num_threads(1)
     store = StateStore(folder / "state", mapped=states == "mapped")
     session = Session(experiment(clients, states, cache), Console(quiet=True))
-    federation = session.federation(PFedMoAP(num_experts=EXPERTS), callbacks=[RunLog(folder), Checkpoint(store)])
+    checkpoint = Checkpoint(store)
+    federation = session.federation(PFedMoAP(num_experts=EXPERTS), callbacks=[RunLog(folder), checkpoint])
     federation.meet()
     assert isinstance(federation.fleet, LocalFleet)
     module = federation.fleet.work.module
-    all_have_trained(federation, {n: t for n, t in module.tensors().items() if n.startswith("gate")}, store)
+    all_have_trained(federation, {n: t for n, t in module.tensors().items() if n.startswith("gate")}, checkpoint)
     found: list[tuple[float, float, float]] = []
     for number in range(2, ROUNDS + 2):
         wall, busy = time.perf_counter(), time.process_time()

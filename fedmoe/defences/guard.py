@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -112,10 +112,13 @@ class Served:
                     name: {**entries, **({client_id: self.server.pool[name][client_id]} if own[name] else {})}
                     for name, entries in self._shown.items()
                 },
+                ahead=(),  # another pool for each client
             )
         if self.trusted is None:
             return self.server
-        return self._to_trusted if client_id in self.trusted else self._with(self.trusted | {client_id})
+        if client_id in self.trusted:
+            return self._to_trusted
+        return replace(self._with(self.trusted | {client_id}), ahead=())
 
     @cached_property
     def _shown(self) -> dict[str, dict[int, Tensor]]:
@@ -133,7 +136,7 @@ class Served:
         return self._with(self.trusted or frozenset())
 
     def _with(self, allowed: frozenset[int]) -> ServerState:
-        pools = {
+        pools: dict[str, MutableMapping[int, Tensor]] = {
             name: {client: value for client, value in entries.items() if client in allowed}
             for name, entries in self.server.pool.items()
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,12 +15,13 @@ from fedmoe.config import FederationConfig
 from fedmoe.display import Bars, Words, format_bytes, say
 from fedmoe.federation.accuracy import per_class
 from fedmoe.federation.evaluation import Evaluation
-from fedmoe.federation.state import FederationState
+from fedmoe.federation.state import FederationState, Watch
 from fedmoe.io import append_jsonl, write_json_atomic
 from fedmoe.protocol.method import Method
 from fedmoe.protocol.records import RoundContext
 from fedmoe.runs.checkpoint import StateStore
 from fedmoe.runs.records import Failure, RoundRecord, best_by_validation, read_rounds
+from fedmoe.server.state import ServerState
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +34,7 @@ class FederationView(Protocol):
         clients: the contents of partition.json.
         name: the data set's.
         rounds_done: the last finished round; -1 for none.
+        server: its state after that round.
     """
 
     method: Method
@@ -40,9 +42,9 @@ class FederationView(Protocol):
     clients: dict[str, Any]
     name: str
     rounds_done: int
+    server: ServerState
 
-    @property
-    def state(self) -> FederationState: ...
+    def state_of(self, clients: Collection[int] | None) -> FederationState: ...
 
     def release(self, clients: Sequence[int], replaced: Callable[[Tensor], Tensor]) -> None: ...
 
@@ -107,7 +109,7 @@ class Checkpoint(Callback):
 
     def __init__(self, store: StateStore, folder: Path | None = None) -> None:
         self.store, self.folder = store, folder
-        self._best = -math.inf
+        self._best, self._watch = -math.inf, Watch()
 
     def on_run_start(self, run: FederationView) -> None:
         if self.folder is None or run.rounds_done < 0:
@@ -119,11 +121,15 @@ class Checkpoint(Callback):
                 self.store.pin(run.rounds_done)
 
     def on_round_end(self, run: FederationView, record: RoundRecord) -> None:
-        state = run.state
-        self.store.save(record.round, state.pieces(), state.rest())
+        clients = self._watch.changed(run.server)
+        if not self.store.whole:
+            clients = None
+        state = run.state_of(clients)
+        self.store.save(record.round, state.pieces(clients), state.rest(clients), partial=clients is not None)
         if self.store.mapped:
             run.release(record.cohort, self.store.release)
-            self.store.renew(run.state.pieces())
+            self.store.renew(run.state_of(record.cohort).pieces(record.cohort))
+            self._watch.changed(run.server)  # which now has the same values in other tensors
         if record.validation is not None and record.validation["mean"] > self._best:
             self._best = record.validation["mean"]
             self.store.pin(record.round)
@@ -145,7 +151,7 @@ class ProgressDisplay(Callback):
     def on_run_start(self, run: FederationView) -> None:
         self._start = self._last_line = time.monotonic()
         self._done, self._trained, self._accuracy = 0, 0, ""
-        finished = max(0, run.state.round)
+        finished = max(0, run.rounds_done)
         self._todo = run.config.rounds - finished
         if self.console.is_terminal and self._todo > 0:
             self._bars = Bars(

@@ -67,6 +67,7 @@ def evaluate(
     listed = chosen if sampled else range(num_clients)
     about = {i: fleet.about(i) for i in listed}
     asked = [i for i in chosen if about[i].test_examples]
+    server.ahead = asked
     served = (defences or Defences()).served(server)
     sent: dict[int, tuple[tuple[int, ...], int]] = {}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -91,8 +91,13 @@ class Federation:
     @property
     def state(self) -> FederationState:
         """The state after the last finished round."""
-        own = self.fleet.states(self.server.clients)
-        return FederationState(self.rounds_done, self.config.clients, self.server, own)
+        return self.state_of(None)
+
+    def state_of(self, clients: Collection[int] | None) -> FederationState:
+        """The state after the last finished round, of clients' own states only those of these clients; None: of all."""
+        known = self.server.clients
+        chosen = known if clients is None else {i: known[i] for i in clients if i in known}
+        return FederationState(self.rounds_done, self.config.clients, self.server, self.fleet.states(chosen))
 
     def release(self, clients: Sequence[int], replaced: Callable[[Tensor], Tensor]) -> None:
         """Replace the tensors of some clients, in the pool and in their states, by others of the same values."""
@@ -185,13 +190,15 @@ class Federation:
         """
         # What serial clients leave for the next one goes to a copy: the server itself changes at the end of the round.
         server = self.server.copy() if self.serial else self.server
+        order = self.order(context.cohort)
+        server.ahead = () if self.serial else order
         place = {client_id: i for i, client_id in enumerate(context.cohort)}
         turns = (context.round - 1) * len(context.cohort)  # local fits before this round
         seconds, began = {"train": 0.0, "evaluate": 0.0}, time.perf_counter()
         self._lost = set()
         attempts = 1 + (self.config.retries if self.config.on_failure == "retry" else 0)
         served = self.defences.served(server)
-        waiting = deque((client_id, 0) for client_id in self.order(context.cohort))
+        waiting = deque((client_id, 0) for client_id in order)
         trained: dict[int, tuple[Trained, Known]] = {}
         record.bytes = {"down": 0, "up": 0, "evaluate_down": 0}
 

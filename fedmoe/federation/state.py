@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fedmoe.protocol.parameters import Parameter, part_of
 from fedmoe.protocol.records import ClientState, Tensors
-from fedmoe.runs.checkpoint import flat
+from fedmoe.runs.checkpoint import Group, flat
+from fedmoe.server.journal import Journal
 from fedmoe.server.state import Known, ServerState
 
 _MOST_CLIENTS = 1_000_000  # a damaged number of clients must not use up all memory
@@ -25,7 +26,7 @@ def fresh_server(declared: Iterable[Parameter], start: Tensors) -> ServerState:
         start: the common initial values of the shared ones, by name.
     """
     parts = {part.name: part for part in declared}
-    pool: dict[str, dict[int, Tensor]] = {name: {} for name in start if parts[part_of(name)].pool}
+    pool: dict[str, MutableMapping[int, Tensor]] = {name: {} for name in start if parts[part_of(name)].pool}
     return ServerState(dict(start), pool, frozenset(name for name in start if parts[part_of(name)].keep))
 
 
@@ -45,33 +46,33 @@ class FederationState:
         """All tensors by name, and the rest as JSON."""
         return flat(self.pieces()), self.rest()
 
-    def pieces(self) -> dict[str, Tensor | ClientState]:
-        """All tensors by name, a client's own together in its state."""
-        server = self.server
-        pieces: dict[str, Tensor | ClientState] = {f"shared/{name}": tensor for name, tensor in server.shared.items()}
-        for name, entries in server.pool.items():
-            pieces |= {f"pool/{client}/{name}": tensor for client, tensor in entries.items()}
-        pieces |= {f"extras/{name}": tensor for name, tensor in server.extras.items()}
-        return pieces | {f"client/{i}": client for i, client in self.clients.items()}
+    def pieces(self, of: Collection[int] | None = None) -> dict[str, Tensor | Group | None]:
+        """All tensors by name, what changes together in one piece.
 
-    def rest(self) -> dict[str, Any]:
-        """What is no tensor, as JSON."""
+        Args:
+            of: leave out what belongs to other clients; None stands for what one of these does not have (any more).
+        """
         server = self.server
-        known = {
-            str(i): {
-                "rounds_seen": k.rounds_seen,
-                "expert_ids": list(k.expert_ids),
-                "version": k.version,
-                "gated": k.gated,
-            }
-            for i, k in server.clients.items()
+        pieces: dict[str, Tensor | Group | None] = {
+            "shared": _Tensors(server.shared),
+            "extras": _Tensors(server.extras),
         }
+        for name, entries in server.pool.items():
+            chosen = entries if of is None else of
+            pieces |= {f"pool/{client}/{name}": entries.get(client) for client in chosen}
+        chosen = self.clients if of is None else of
+        return pieces | {f"client/{i}": self.clients.get(i) for i in chosen}
+
+    def rest(self, of: Collection[int] | None = None) -> dict[str, Any]:
+        """What is no tensor, as JSON; ``of`` as in ``pieces``."""
+        server = self.server
+        chosen = server.clients if of is None else of
         return {
             "round": self.round,
             "num_clients": self.num_clients,
             "pooled": sorted(server.pool),
             "kept": sorted(server.kept),
-            "clients": known,
+            "clients": {str(i): _known(server.clients.get(i)) for i in chosen},
         }
 
     @classmethod
@@ -95,6 +96,42 @@ class FederationState:
         state = cls(rest["round"], rest["num_clients"], server, clients)
         _require_one_kind(state)
         return state
+
+
+class Watch:
+    """Tells which clients' part of a server's state has changed since it was asked last."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[Journal[int, Any], int]] = []
+
+    def changed(self, server: ServerState) -> set[int] | None:
+        """The clients, or None where that is not known: the first time, and of another server."""
+        before, journals = self._seen, [server.clients, *server.pool.values()]
+        self._seen = [(journal, journal.mark) for journal in journals if isinstance(journal, Journal)]
+        if len(self._seen) < len(journals) or [id(seen) for seen, _ in before] != [id(now) for now in journals]:
+            return None
+        return set().union(*(journal.since(mark) for journal, mark in before))
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """Tensors by name, in one piece."""
+
+    named: Mapping[str, Tensor]
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return self.named
+
+
+def _known(client: Known | None) -> dict[str, Any] | None:
+    if client is None:
+        return None
+    return {
+        "rounds_seen": client.rounds_seen,
+        "expert_ids": list(client.expert_ids),
+        "version": client.version,
+        "gated": client.gated,
+    }
 
 
 def _to_pool(server: ServerState, own: Any, place: str, tensor: Tensor) -> None:

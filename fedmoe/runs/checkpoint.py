@@ -44,6 +44,10 @@ class Group(Protocol):
         """By name, within the group."""
 
 
+Pieces = Mapping[str, Tensor | Group | None]
+"""The tensors of a state, what changes together in one piece."""
+
+
 @dataclass
 class _Entry:
     """A tensor that has been saved."""
@@ -75,14 +79,24 @@ class StateStore:
         self._pieces: dict[str, tuple[Tensor | Group, dict[str, _Entry]]] = {}  # of the newest state
         self._digests: dict[str, str] = {}  # file -> its checksum
         self._uses: Counter[str] = Counter()  # file -> number of tensors in it that the newest state has
-        self._base: tuple[str, str, dict[str, Any]] | None = None  # file, checksum, contents
+        self._rest: dict[str, dict[str, Any]] = {}  # the mappings in the rest of the newest state
+        self._base: tuple[str, str] | None = None  # file, checksum
+        self._base_size = self._written = 0  # entries of the base, and of all changes that were written since
         self._since: dict[str, Sequence[str]] = {}  # pieces that differ from the base's: their tensors there
+        self._touched: dict[str, set[str]] = {}  # the same of each mapping of the rest: keys
+        self.whole = False  # whether the newest state is known, so that changes of it can be saved
         self._needs: dict[str, set[str]] = {}  # manifest -> the files without which it is none
         self._replaced: list[Tensor] = []
         self._open: tuple[str, dict[str, Tensor]] = ("", {})  # the file that tensors were last mapped from
 
     def save(
-        self, round: int, pieces: Mapping[str, Tensor | Group], rest: Mapping[str, Any], *, again: bool = False
+        self,
+        round: int,
+        pieces: Pieces,
+        rest: Mapping[str, Any],
+        *,
+        again: bool = False,
+        partial: bool = False,
     ) -> None:
         """Write the checkpoint of a round; when this returns, the round is safe.
 
@@ -92,22 +106,31 @@ class StateStore:
             rest: the remainder of the state, as JSON.
             again: the checkpoint of this round, which is on disk, is changed: its file of tensors stays until the new
                 manifest is written.
+            partial: pieces, and keys of mappings in the rest, that are not named are as they were (``whole`` says
+                whether that is known), and those that are None are gone.
+
+        Raises:
+            ValueError: a part of an unknown state.
         """
+        if partial and not self.whole:
+            raise ValueError("a part of a state cannot be saved before the whole")
         file = f"round-{round:05d}{f'-{secrets.token_hex(4)}' if again else ''}.safetensors"
         try:
-            fresh = self._renew(pieces, file)
+            fresh = self._renew(pieces, file, partial)
+            self._renew_rest({key: value for key, value in rest.items() if isinstance(value, dict)}, partial)
             self.folder.mkdir(parents=True, exist_ok=True)
             payload = save({name: tensor.contiguous() for name, tensor in fresh.items()})
             write_bytes_atomic(self.folder / file, payload)
             self._digests[file] = hashlib.sha256(payload).hexdigest()
             self._digests = {used: self._digests[used] for used in {*self._uses, file}}
-            self._write(round, pieces, rest)
+            self._write(round, {key: value for key, value in rest.items() if not isinstance(value, dict)})
+            self.whole = True
         except BaseException:
             self._forget()
             raise
         self._collect()
 
-    def _renew(self, pieces: Mapping[str, Tensor | Group], file: str) -> dict[str, Tensor]:
+    def _renew(self, pieces: Pieces, file: str, partial: bool) -> dict[str, Tensor]:
         """Take note of the pieces that have changed. Their tensors that were not saved yet are returned, and have their
         place in ``file``."""
         fresh: dict[str, Tensor] = {}
@@ -119,6 +142,9 @@ class StateStore:
                     continue
                 left.append(before[1])
             self._since.setdefault(name, () if before is None else tuple(before[1]))
+            if piece is None:
+                self._pieces.pop(name, None)
+                continue
             found: dict[str, _Entry] = {}
             for part, tensor in _parts(name, piece).items():
                 entry = self._saved.get(id(tensor))
@@ -130,7 +156,7 @@ class StateStore:
                 entry.names += 1
                 found[part] = entry
             self._pieces[name] = (piece, found)
-        if len(self._pieces) > len(pieces):
+        if not partial and len(self._pieces) > len(pieces):
             for name in self._pieces.keys() - pieces.keys():
                 left.append(self._pieces.pop(name)[1])
                 self._since.setdefault(name, tuple(left[-1]))
@@ -142,24 +168,40 @@ class StateStore:
         self._uses = +self._uses
         return fresh
 
-    def _write(self, round: int, pieces: Mapping[str, Tensor | Group], rest: Mapping[str, Any]) -> None:
+    def _renew_rest(self, rest: Mapping[str, dict[str, Any]], partial: bool) -> None:
+        """Take note of what has changed in the mappings of the rest."""
+        if self._rest.keys() != rest.keys():
+            self._base, self._rest = None, {key: {} for key in rest}
+        for key, values in rest.items():
+            own = self._rest[key]
+            changed = {name for name, value in values.items() if own.get(name) != value}
+            if not partial:
+                changed |= own.keys() - values.keys()
+            self._touched.setdefault(key, set()).update(changed)
+            for name in changed:
+                if values.get(name) is None:
+                    own.pop(name, None)
+                else:
+                    own[name] = values[name]
+
+    def _write(self, round: int, rest: Mapping[str, Any]) -> None:
         """Write the manifest, and first its base if it needs another one."""
         manifest = {"format": FORMAT, **rest, "files": self._digests}
         needed = set(self._digests)
         if sum(self._uses.values()) < _LARGE:
-            manifest["tensors"] = self._places(pieces)
+            manifest |= {**self._rest, "tensors": self._places(self._pieces)}
         else:
-            whole = {key: manifest.pop(key) for key, value in rest.items() if isinstance(value, dict)}
-            changes = self._changes(whole)
+            changes = self._changes()
             if changes is None:
-                whole["tensors"] = self._places(pieces)
+                whole = {**self._rest, "tensors": self._places(self._pieces)}
                 text, name = json.dumps(whole), f"base-{round:05d}-{secrets.token_hex(4)}.json"
                 write_text_atomic(self.folder / name, text)
-                self._base = (name, hashlib.sha256(text.encode()).hexdigest(), whole)
-                self._since = {}
+                self._base = (name, hashlib.sha256(text.encode()).hexdigest())
+                self._base_size, self._written = sum(map(len, whole.values())), 0
+                self._since, self._touched = {}, {}
                 changes = {key: {} for key in whole}
             assert self._base is not None
-            manifest |= {"format": _WITH_BASE, "base": list(self._base[:2]), "changes": changes}
+            manifest |= {"format": _WITH_BASE, "base": list(self._base), "changes": changes}
             needed.add(self._base[0])
         manifest["checksum"] = _checksum(manifest)
         path = self.folder / f"round-{round:05d}.json"
@@ -170,21 +212,17 @@ class StateStore:
         """The place of each tensor of these pieces."""
         return {part: entry.place for name in names for part, entry in self._pieces.get(name, ((), {}))[1].items()}
 
-    def _changes(self, whole: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:
+    def _changes(self) -> dict[str, dict[str, Any]] | None:
         """What differs from the base, as a JSON merge patch (RFC 7386) of each part; None if there should be another
-        base."""
-        if self._base is None or self._base[2].keys() != {*whole, "tensors"}:
+        base: changes have been written that take as much room by now."""
+        if self._base is None:
             return None
-        changes = {}
-        for key, now in whole.items():
-            base = self._base[2][key]
-            changes[key] = {name: value for name, value in now.items() if base.get(name) != value}
-            changes[key] |= dict.fromkeys(base.keys() - now.keys())
+        changes = {key: {name: own.get(name) for name in self._touched.get(key, ())} for key, own in self._rest.items()}
         places = self._places(self._since)
         gone = {part for parts in self._since.values() for part in parts} - places.keys()
         changes["tensors"] = {**places, **dict.fromkeys(gone)}
-        many = sum(map(len, changes.values())) > sum(map(len, self._base[2].values())) / 4
-        return None if many else changes
+        self._written += sum(map(len, changes.values()))
+        return None if self._written > self._base_size else changes
 
     def release(self, tensor: Tensor) -> Tensor:
         """The same values, mapped into memory from the file that the tensor was saved in; itself if it was not saved.
@@ -202,12 +240,12 @@ class StateStore:
         self._saved[id(entry.tensor)] = entry
         return entry.tensor
 
-    def renew(self, pieces: Mapping[str, Tensor | Group]) -> None:
-        """The saved state consists of these pieces now, with the same values."""
+    def renew(self, pieces: Pieces) -> None:
+        """Of the saved state, these pieces are others now, with the same values."""
         for tensor in self._replaced:
             del self._saved[id(tensor)]
         self._replaced, self._open = [], ("", {})
-        if self._renew(pieces, ""):
+        if self._renew(pieces, "", partial=True):
             raise ValueError("a tensor of the state was not saved")
 
     def pin(self, round: int) -> None:
@@ -345,13 +383,15 @@ def _checksum(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def flat(pieces: Mapping[str, Tensor | Group]) -> dict[str, Tensor]:
+def flat(pieces: Pieces) -> dict[str, Tensor]:
     """The tensors of all pieces, by their names in a manifest."""
     return {part: tensor for name, piece in pieces.items() for part, tensor in _parts(name, piece).items()}
 
 
-def _parts(name: str, piece: Tensor | Group) -> dict[str, Tensor]:
+def _parts(name: str, piece: Tensor | Group | None) -> dict[str, Tensor]:
     """The tensors of a piece, by their names in the manifest."""
+    if piece is None:
+        return {}
     if isinstance(piece, Tensor):
         return {name: piece}
     return {f"{name}/{part}": tensor for part, tensor in piece.tensors().items()}

@@ -7,15 +7,16 @@ computes in float64 only those distances that the rounding of that product leave
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from operator import is_
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from fedmoe.server.journal import Journal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _FEW = 64  # entries up to which every distance is computed
-_BLOCK = 64  # products for as many clients at a time, where they are asked for one after the other
+_BLOCK = 64  # clients at a time whose products are taken, where it is known who is asked about next
 _ROUNDING = 2.0**-24  # half the distance from 1 to the next float32
 _UNDERFLOW = 1e-37  # absolute; above what a float32 that is too small for its full precision loses
 _SLACK = 1e-9  # relative; far above the rounding of float64 in sums of a million terms
@@ -50,8 +51,9 @@ def _by_distance(pool: Mapping[int, Tensor], client_id: int, descending: bool = 
 class PoolSearch:
     """Searches one pool again and again while some of its entries are replaced.
 
-    An entry counts as replaced if it is another object: tensors of a pool are never written to in place. Memory: 4
-    bytes for each number of the pool, besides the pool itself.
+    An entry counts as replaced if it is another object: tensors of a pool are never written to in place. Of a
+    ``Journal`` only what has changed is looked at. Memory: 4 bytes for each number of the pool, besides the pool
+    itself.
     """
 
     def __init__(self) -> None:
@@ -59,20 +61,22 @@ class PoolSearch:
         self._clients: list[int] = []  # ascending; the client of each row
         self._places: dict[int, int] = {}  # client -> row
         self._block: dict[int, Tensor] = {}  # row -> its products with all rows, until an entry is replaced
-        self._last = -1  # the row that was asked for last
+        self._pool: Mapping[int, Tensor] | None = None  # what the rows were made of, up to a mark in its journal
+        self._mark = 0
 
-    def nearest(self, pool: Mapping[int, Tensor], client_id: int, count: int) -> list[int]:
-        """As ``nearest_experts``, with the same result."""
-        found = self._candidates(pool, client_id, count, sign=1)
+    def nearest(self, pool: Mapping[int, Tensor], client_id: int, count: int, ahead: Sequence[int] = ()) -> list[int]:
+        """As ``nearest_experts``, with the same result. ``ahead`` are the clients that will be asked about, in this
+        order, before an entry is replaced."""
+        found = self._candidates(pool, client_id, count, ahead, sign=1)
         return nearest_experts(pool if found is None else found, client_id, count)
 
-    def farthest(self, pool: Mapping[int, Tensor], client_id: int, count: int) -> list[int]:
-        """As ``farthest_experts``, with the same result."""
-        found = self._candidates(pool, client_id, count, sign=-1)
+    def farthest(self, pool: Mapping[int, Tensor], client_id: int, count: int, ahead: Sequence[int] = ()) -> list[int]:
+        """As ``farthest_experts``, with the same result; ``ahead`` as in ``nearest``."""
+        found = self._candidates(pool, client_id, count, ahead, sign=-1)
         return farthest_experts(pool if found is None else found, client_id, count)
 
     def _candidates(
-        self, pool: Mapping[int, Tensor], client_id: int, count: int, sign: int
+        self, pool: Mapping[int, Tensor], client_id: int, count: int, ahead: Sequence[int], sign: int
     ) -> dict[int, Tensor] | None:
         """The client's own entry and all that may be among the ``count`` first; None: every entry has to be looked at.
 
@@ -84,10 +88,10 @@ class PoolSearch:
             return None
         self._update(pool)
         place = self._places[client_id]
-        squares = self._squares[place] + self._squares - 2 * self._products(place).double()  # [N]
+        squares = self._squares[place] + self._squares - 2 * self._products(place, ahead).double()  # [N]
         # Of a dot product of D terms in float32, in whatever order, the error is below D u / (1 - D u) |x| |y|. A row
         # differs from the entry less the centre by u of its norm at most, so a distance by u (|x| + |y|).
-        width, norms = self._rows.shape[1], self._squares.sqrt()
+        width, norms = self._rows.shape[1], self._norms
         terms = width * _ROUNDING
         error = 2.02 * terms / (1 - terms) * norms[place] * norms + width * _UNDERFLOW
         error += _SLACK * (self._squares[place] + self._squares)
@@ -101,32 +105,37 @@ class PoolSearch:
         chosen = (lowest <= limit).nonzero().flatten().tolist()
         return {client_id: pool[client_id]} | {self._clients[i]: pool[self._clients[i]] for i in chosen}
 
-    def _products(self, place: int) -> Tensor:
+    def _products(self, place: int, ahead: Sequence[int]) -> Tensor:
         """Products [N] of a row with all rows."""
         if place not in self._block:
-            # Whoever evaluates many clients goes through them in ascending order.
-            ahead = _BLOCK if place == self._last + 1 else 1
-            block = self._rows[place : place + ahead]
-            self._block = dict(enumerate(block @ self._rows.T, start=place))
-        self._last = place
+            client = self._clients[place]
+            first = ahead.index(client) if client in ahead else 0
+            asked = [self._places[other] for other in ahead[first : first + _BLOCK] if other in self._places]
+            places = asked if place in asked else [place]
+            self._block = dict(zip(places, self._rows[places] @ self._rows.T, strict=True))
         return self._block[place]
 
     def _update(self, pool: Mapping[int, Tensor]) -> None:
         """Bring the rows up to date with the pool."""
-        entries = [*map(pool.get, self._clients)]
-        if len(pool) != len(entries) or any(entry is None for entry in entries):
+        asked: Collection[int]
+        if isinstance(pool, Journal) and pool is self._pool:
+            asked, self._mark = pool.since(self._mark), pool.mark
+            same = len(pool) == len(self._clients) and all(i in self._places for i in asked)
+        else:
+            asked, same = pool.keys(), pool.keys() == self._places.keys()
+            self._pool, self._mark = pool, pool.mark if isinstance(pool, Journal) else 0
+        if not same:
             self._build(pool)
             return
-        if all(map(is_, self._entries, entries)):
-            return
-        changed = [place for place, entry in enumerate(entries) if self._entries[place] is not entry]
+        changed = [i for i in asked if self._entries[self._places[i]] is not pool[i]]
         self._written += len(changed)
         if self._written > len(self._clients):  # all have moved on: so has their middle, and rounding with it
             self._build(pool)
             return
-        for place in changed:
-            self._write(place, pool[self._clients[place]])
-        self._block = {}
+        for client in changed:
+            self._write(self._places[client], pool[client])
+        if changed:
+            self._block = {}
 
     def _build(self, pool: Mapping[int, Tensor]) -> None:
         import torch
@@ -141,6 +150,7 @@ class PoolSearch:
             self._centre += entry.reshape(-1).double().cpu() / len(self._entries)
         self._rows = torch.empty(len(self._clients), width)
         self._squares = torch.empty(len(self._clients), dtype=torch.float64)
+        self._norms = torch.empty_like(self._squares)
         for place, entry in enumerate(self._entries):
             self._write(place, entry)
         self._written, self._block = 0, {}
@@ -149,3 +159,4 @@ class PoolSearch:
         row = (entry.reshape(-1).double().cpu() - self._centre).float()
         self._entries[place], self._rows[place] = entry, row
         self._squares[place] = row.double().square().sum()
+        self._norms[place] = self._squares[place].sqrt()

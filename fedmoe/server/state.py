@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from fedmoe.server.journal import Journal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fedmoe.server.search import PoolSearch
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,21 @@ class ServerState:
         clients: what is known about each client that has trained.
         extras: further named tensors that a method keeps between rounds; checkpoints include them.
         domains: each client's domain, where the data has domains.
+        ahead: the clients that will be asked about next, in this order: one product finds many clients' nearest.
     """
 
     shared: dict[str, Tensor]
-    pool: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    pool: dict[str, MutableMapping[int, Tensor]] = field(default_factory=dict)
     kept: frozenset[str] = frozenset()
-    clients: dict[int, Known] = field(default_factory=dict)
+    clients: MutableMapping[int, Known] = field(default_factory=dict)
     extras: dict[str, Tensor] = field(default_factory=dict)
     domains: Mapping[int, str] = field(default_factory=dict)
+    ahead: Sequence[int] = field(default=(), repr=False, compare=False)
     _searches: dict[str, PoolSearch] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.pool = {name: _journal(entries) for name, entries in self.pool.items()}
+        self.clients = _journal(self.clients)
 
     def known(self, client_id: int) -> Known:
         return self.clients.get(client_id, Known())
@@ -60,11 +70,11 @@ class ServerState:
 
     def nearest(self, name: str, client_id: int, count: int) -> list[int]:
         """The clients whose uploads of a parameter are nearest to a client's own, see ``nearest_experts``."""
-        return self._search(name).nearest(self.pooled(name), client_id, count)
+        return self._search(name).nearest(self.pooled(name), client_id, count, self.ahead)
 
     def farthest(self, name: str, client_id: int, count: int) -> list[int]:
         """The clients whose uploads of a parameter are farthest from a client's own, see ``farthest_experts``."""
-        return self._search(name).farthest(self.pooled(name), client_id, count)
+        return self._search(name).farthest(self.pooled(name), client_id, count, self.ahead)
 
     def _search(self, name: str) -> PoolSearch:
         from fedmoe.server.search import PoolSearch
@@ -73,5 +83,9 @@ class ServerState:
 
     def copy(self) -> ServerState:
         """A copy whose mappings can be changed. Tensors are shared, since none is written to in place."""
-        pool = {name: dict(entries) for name, entries in self.pool.items()}
+        pool: dict[str, MutableMapping[int, Tensor]] = {name: dict(entries) for name, entries in self.pool.items()}
         return ServerState(dict(self.shared), pool, self.kept, dict(self.clients), dict(self.extras), self.domains)
+
+
+def _journal(entries: MutableMapping[int, Value]) -> Journal[int, Value]:
+    return entries if isinstance(entries, Journal) else Journal(entries)
