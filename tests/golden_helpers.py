@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fedmoe.client.module import ClientModule
-from fedmoe.client.work import light_trainer
+from fedmoe.client.trainer import light_trainer
 from fedmoe.config import OptimConfig, PromptConfig, RuntimeConfig
 from fedmoe.features.client_data import FeatureBatches
 from fedmoe.methods import Method

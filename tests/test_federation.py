@@ -6,6 +6,7 @@ worked out by hand.
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from federation_helpers import Backwards, Log, build_federation, differences, re
 from torch.nn.functional import cross_entropy
 
 from fedmoe.client.module import ClientModule
-from fedmoe.config import FeatureConfig, FederationConfig, OptimConfig, PromptConfig
+from fedmoe.client.trainer import light_trainer
+from fedmoe.config import FeatureConfig, FederationConfig, OptimConfig, PromptConfig, RuntimeConfig
 from fedmoe.data import Digits, Dirichlet
 from fedmoe.features.client_data import FeatureBatches, FederatedData, prepare
 from fedmoe.federation.callbacks import Callback, Checkpoint, FederationView
@@ -157,6 +159,17 @@ def test_one_local_fit_is_plain_sgd(embedded_clip: FrozenCLIP, data: FederatedDa
     trained = federation.state.clients[4].parameters["prompt"]
     assert (trained - clients_of(federation).work.module.prompts.start).norm() > 0.01
     assert torch.allclose(trained, plain["prompt"].detach(), rtol=0, atol=2e-5)
+
+
+def test_a_fit_does_not_look_through_the_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = RuntimeConfig(accelerator="cpu")
+    light_trainer(runtime)  # the first one in a process does
+
+    def again() -> None:
+        raise AssertionError("every Trainer looks for callbacks of other packages")
+
+    monkeypatch.setattr(importlib.metadata, "distributions", again)
+    light_trainer(runtime)
 
 
 def test_cost_of_rounds_in_bytes(embedded_clip: FrozenCLIP, data: FederatedData) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fedmoe.client.module import ClientModule
-from fedmoe.client.work import light_trainer
+from fedmoe.client.trainer import light_trainer
 from fedmoe.config import FeatureConfig, FederationConfig, OptimConfig, PromptConfig
 from fedmoe.data import Digits, Dirichlet
 from fedmoe.errors import UserError

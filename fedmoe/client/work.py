@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import lightning as L
 import torch
 from torch import Tensor
 
@@ -20,6 +17,7 @@ from fedmoe.attacks.adversary import Adversary
 from fedmoe.client.counts import calibration, confusion, gate_sums, right_and_all
 from fedmoe.client.lockstep import Place
 from fedmoe.client.module import ClientModule
+from fedmoe.client.trainer import light_trainer
 from fedmoe.config import FederationConfig, RuntimeConfig
 from fedmoe.errors import UserError, require
 from fedmoe.features.client_data import ClientData, FeatureBatches, FederatedData
@@ -29,11 +27,6 @@ from fedmoe.seeds import derive, torch_generator
 
 ATTENTION = "attention"  # among the extras of an update: the mean weights of the client's gate, if asked for
 BATCH = 1024  # images evaluated at once; bounds the memory of the gate's weights
-
-# There is one fit per client and round, and Lightning's messages about each would bury everything else.
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=Warning)
-warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.trainer.*", category=UserWarning)
 
 
 class ClientFailure(Exception):
@@ -282,26 +275,6 @@ class ClientWork:
                 f"{optim.gating_lr:g}"
             )
         return loss
-
-
-_STEPS: Mapping[str, Any] = {"float32": None, "bfloat16": "bf16-mixed"}  # Lightning's names; None: as things are
-
-
-def light_trainer(runtime: RuntimeConfig, **kwargs: Any) -> L.Trainer:
-    """A Trainer stripped down for a short fit. Make a new one for each fit: a used one does nothing."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return L.Trainer(
-            accelerator=runtime.accelerator,
-            devices=runtime.devices,
-            precision=_STEPS[runtime.precision],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            **kwargs,
-        )
 
 
 def _require_finite(tensors: Iterable[Tensor]) -> None:

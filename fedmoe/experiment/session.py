@@ -16,7 +16,8 @@ from rich.console import Console
 from fedmoe.attacks.adversary import Adversary
 from fedmoe.client.disk import DiskStates
 from fedmoe.client.module import ClientModule
-from fedmoe.client.work import ClientWork, light_trainer
+from fedmoe.client.trainer import light_trainer
+from fedmoe.client.work import ClientWork
 from fedmoe.config import (
     EngineConfig,
     FederationConfig,
