@@ -9,10 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import scipy.stats
 
 from experiments.benchmark import protocols, rates
 from experiments.benchmark.__main__ import main
+from experiments.benchmark.controls import gains
 from experiments.benchmark.leaderboard import Entry, rank
+from experiments.benchmark.page import against_controls
 from experiments.benchmark.protocols import load_protocol, names
 from experiments.benchmark.scores import SCORES, Result, check_scores
 from experiments.reproduce.pending import method_of
@@ -144,3 +147,34 @@ def test_one_model_for_all_clients_is_no_sample_of_clients():
     lines = rank([entry("a", [90.0] * 7), entry("b", [80.0] * 7), entry("c", personal)])
     assert [line.p for line in lines] == [None, None, pytest.approx(2 / 2**7)]
     assert [line.difference for line in lines] == [None, pytest.approx(10), pytest.approx(31)]
+
+
+def test_a_method_is_tested_against_its_own_controls():
+    """Eight clients, of whom two are worse than alone, by 1 and 1.5, and six better, by 2 to 7; as good as with noise.
+    p is that of scipy's exact test, the mean difference (2 + ... + 7 - 1 - 1.5) / 8."""
+
+    def entry(label: str, numbers: list[float], control: bool = False) -> Entry:
+        run: Any = SimpleNamespace(seed=0)
+        record: Any = None
+        return Entry(label, {("digits", None): [Result(run, record, {}, dict(enumerate(numbers)))]}, True, control)
+
+    gained = [-1.0, -1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    own = [50.0 + client for client in range(8)]
+    alone = [value - gain for value, gain in zip(own, gained, strict=True)]
+    entries = [
+        entry("A", own),
+        entry("A, alone (control)", alone, control=True),
+        entry("A, noise (control)", own, control=True),
+        entry("B", [90.0] * 8),
+    ]
+    found = gains(entries)
+    assert [(gain.method.label, gain.control.label) for gain in found] == [
+        ("A", "A, alone (control)"),
+        ("A", "A, noise (control)"),
+    ]
+    p = scipy.stats.wilcoxon(gained, method="exact").pvalue
+    assert found[0].test is not None and found[0].test.difference == pytest.approx(24.5 / 8)
+    assert (found[0].p, found[1].p) == (pytest.approx(2 * p), 1)  # Holm's correction for two
+    page = against_controls(entries)
+    assert any(line.startswith("| A | A, alone (control) | \\+3.06 |") for line in page)
+    assert against_controls(entries[::3]) == []

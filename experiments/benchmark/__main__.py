@@ -81,7 +81,8 @@ def benchmark(options: argparse.Namespace, console: Console) -> int:
     folder, name = options.report or out, manifest.name
     write_text_atomic(folder / f"{name}.csv", to_csv(plan, lines))
     plot_style.save(picture(plan, lines), folder / f"{name}.png")
-    write_text_atomic(folder / f"{name}.md", to_markdown(plan, shown, machine(), _command(options), f"{name}.png"))
+    page = to_markdown(plan, shown, entries, machine(), _command(options), f"{name}.png")
+    write_text_atomic(folder / f"{name}.md", page)
     show(shown, console)
     say(f"leaderboard: {folder / f'{name}.md'}")
     missing = [run for run in plan.runs if not run.finished and run.name not in done.refused]

@@ -32,6 +32,7 @@ class Entry:
     label: str
     cells: dict[Key, list[Result]]
     complete: bool  # whether all its runs are there
+    control: bool = False  # of another method
 
     @property
     def results(self) -> list[Result]:
@@ -80,7 +81,7 @@ def read_entries(plan: Plan) -> list[Entry]:
         cells = {(c.data.key, c.x): [read_result(r, names) for r in c.runs if r.finished] for c in own}
         if all(cells.values()):
             runs = sum(len(cell.runs) for cell in own)
-            entries.append(Entry(row.marked, cells, sum(map(len, cells.values())) == runs))
+            entries.append(Entry(row.marked, cells, sum(map(len, cells.values())) == runs, row.control))
     return sorted(entries, key=lambda entry: -(_mean(entry.by_seed(names[0])) or -math.inf))
 
 
@@ -89,16 +90,19 @@ def rank(entries: Sequence[Entry]) -> list[Line]:
     if not entries:
         return []
     order = list(entries[0].cells)
-    first = entries[0].clients(order)
-    tests = []
-    for entry in entries[1:]:
-        a, b = by_client(first, entry.clients(order))
-        tests.append(paired(a, b, seed=0) if a else None)
+    tests = [test_over_clients(entries[0], entry, order) for entry in entries[1:]]
     corrected = holm([test.p if test and _varies(test) else None for test in tests])
     lines = [Line(entries[0], None, None)]
     for entry, test, p in zip(entries[1:], tests, corrected, strict=True):
         lines.append(Line(entry, test.difference if test else None, p))
     return lines
+
+
+def test_over_clients(one: Entry, other: Entry, order: Sequence[Key]) -> Paired | None:
+    """The paired test of the first score over the clients of these cells that both have, mean over seeds; None where
+    there is no such client."""
+    a, b = by_client(one.clients(order), other.clients(order))
+    return paired(a, b, seed=0) if a else None
 
 
 def _varies(test: Paired) -> bool:
@@ -133,7 +137,7 @@ def table(plan: Plan, lines: Sequence[Line], refused: Mapping[str, str]) -> Tabl
         texts += [_spread(entry.by_seed_within(caps))] if caps else []
         megabytes, seconds = ([getattr(r, what) for r in entry.results] for what in ("megabytes", "seconds"))
         texts += [f"{statistics.fmean(megabytes):.2f}", f"{statistics.fmean(seconds):.1f}"]
-        texts += [NONE if line.difference is None else f"{line.difference:+.2f}", _p(line.p)]
+        texts += [NONE if line.difference is None else f"{line.difference:+.2f}", p_text(line.p)]
         rows.append(tuple(map(Cell, texts)))
     for label in refused:
         texts = [NONE, label, "not applicable"]
@@ -210,5 +214,6 @@ def _at(entry: Entry, score: str, x: float) -> str:
     return f"{statistics.fmean(values):.2f}" if values else NONE
 
 
-def _p(p: float | None) -> str:
+def p_text(p: float | None) -> str:
+    """A p-value for a table."""
     return NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"

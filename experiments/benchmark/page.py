@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.benchmark import controls
+from experiments.benchmark.leaderboard import Entry
 from experiments.benchmark.protocols import PROTOCOLS
 from experiments.reproduce.fields import Fields, read_fields
 from experiments.reproduce.plan import Plan
@@ -23,7 +25,9 @@ _BUDGET = (
 _SETTING = ("clip.architecture", "clip.pretrained", "optim.optimizer", "optim.prompt_lr", "optim.gating_lr")
 
 
-def to_markdown(plan: Plan, shown: Table, machine: str, command: str, picture_name: str) -> str:
+def to_markdown(
+    plan: Plan, shown: Table, entries: Sequence[Entry], machine: str, command: str, picture_name: str
+) -> str:
     """The leaderboard's page."""
     lines = [f"# {markdown(plan.title)}", "", *_table(shown.columns, [[c.text for c in row] for row in shown.rows])]
     lines += ["", *(f"- {markdown(note)}" for note in shown.notes)]
@@ -42,10 +46,25 @@ def to_markdown(plan: Plan, shown: Table, machine: str, command: str, picture_na
         "```",
         "",
         f"![accuracy against bytes and seconds]({picture_name})",
+        *against_controls(entries),
         *published(plan.manifest.name),
         "",
     ]
     return "\n".join(lines)
+
+
+def against_controls(entries: Sequence[Entry]) -> list[str]:
+    """The section on what methods gain over their controls; no lines where there are none."""
+    rows = controls.rows(entries)
+    if not rows:
+        return []
+    return [
+        *("", "## Against its controls", "", *_table(controls.COLUMNS, rows), ""),
+        "The first score, in points, mean over clients (of each data set and place on the axis) and seeds. The "
+        "interval is a bootstrap over clients, p Wilcoxon's signed-rank test, corrected by Holm for the method's "
+        "controls; both speak of the clients of these runs. The part that a control lacks is what helps where the "
+        "method is ahead of the control without it, and ahead of the one with noise in its place.",
+    ]
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
