@@ -1,4 +1,4 @@
-"""``output.overwrite`` through the command line, in real processes: what is not a run, or in use, is not deleted."""
+"""``output.overwrite`` through the command line: what is not a run, or in use, is not deleted."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fedmoe.cli import main
 from fedmoe.io import read_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -25,16 +26,22 @@ class Waiting(PromptFL):
 """
 
 
-def start(folder: Path, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
-    """A run of seconds into ``folder``."""
-    args = [
+def fit(folder: Path, tmp_path: Path, *more: str) -> list[str]:
+    """The arguments of a run of seconds into ``folder``."""
+    return [
+        "fit",
         *(f"--config={ROOT / 'configs/embedded.yaml'}", f"--features.cache_dir={tmp_path / 'features'}"),
         *(f"--output.dir={folder.parent}", f"--output.name={folder.name}", "--output.overwrite=true"),
         *("--data.subset={classes: 4, train: 60, test: 40}", "--federation.clients=3", "--federation.rounds=2"),
         *("--federation.local_epochs=1", "--partition=IID", "--runtime.threads=1", "--runtime.accelerator=cpu"),
+        *more,
     ]
+
+
+def start(folder: Path, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
+    """The run, in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "fedmoe.cli", "fit", *args, *more],
+        [sys.executable, "-m", "fedmoe.cli", *fit(folder, tmp_path, *more)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -46,7 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_folder_that_merely_has_a_configuration_is_kept(tmp_path: Path) -> None:
+def test_a_folder_that_merely_has_a_configuration_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Row 1 of the attack."""
     folder = tmp_path / "thesis"
     (folder / "chapters").mkdir(parents=True)
@@ -54,9 +61,8 @@ def test_a_folder_that_merely_has_a_configuration_is_kept(tmp_path: Path) -> Non
         (folder / name).write_text("mine")
     before = contents(folder)
     for more in ("--method=PromptFL", "--methods=[PromptFL, ZeroShot]"):
-        program = start(folder, tmp_path, more)
-        _, err = program.communicate()
-        assert (program.returncode, contents(folder)) == (2, before), err
+        code, err = main(fit(folder, tmp_path, more)), capsys.readouterr().err
+        assert (code, contents(folder)) == (2, before), err
         assert err.splitlines()[-1].endswith(
             f"so output.overwrite does not delete {folder}; choose another output.name."
         )
