@@ -128,7 +128,7 @@ def test_a_signal_where_exceptions_are_dropped(sign: int, tmp_path: Path) -> Non
     check_interrupted(start(["fit", "--output.dir=nowhere"], tmp_path), CODES[sign])
 
 
-@pytest.mark.parametrize("sign", CODES)
+@pytest.mark.parametrize("sign", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_two_signals_in_training(sign: int, options: list[str], tmp_path: Path) -> None:
     program = start(["fit", *options, "--federation.rounds=100000"])
     assert program.stdout is not None
