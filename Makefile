@@ -20,8 +20,8 @@ $(VENV)/.done: pyproject.toml constraints.txt
 quickstart: setup  ## five methods on 20 clients with handwritten digits: a table and plots in runs/quickstart
 	$(RUN) -m fedmoe.cli fit --config configs/quickstart.yaml
 
-test: setup  ## all tests but the slow ones, on two processes
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not flower and not slow"
+test: setup  ## all tests but the slow ones, on three processes: they often wait for disks and other processes
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 -m "not flower and not slow"
 
 test-slow: setup  ## kills, failing disks, whole tables, more random input: minutes more
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "slow and not flower"
