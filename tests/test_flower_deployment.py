@@ -55,8 +55,8 @@ def test_four_sites_end_with_the_same_bits_as_one_process(sites: Sites, capsys: 
 
 
 def test_uploads_are_aggregated_securely(sites: Sites) -> None:
-    """Comes before the tests with runs that end early: a client that is killed while it holds a task of such a run
-    blocks its SuperNode until Flower gives the task up."""
+    """Comes before the tests with runs that end early: after one, a SuperNode may send each answer only once the next
+    order comes."""
     options = ("--method=PromptFL", "--federation.rounds=1", "--federation.secure_aggregation=true")
     for i in range(CLIENTS):
         sites.stop(sites.clients[i])

@@ -51,8 +51,8 @@ def save(store: StateStore, state: FederationState, watch: Watch | None = None) 
     clients = None if watch is None else watch.changed(state.server)
     clients = clients if store.whole else None
     chosen = state.clients if clients is None else {i: own for i, own in state.clients.items() if i in clients}
-    part = FederationState(state.round, state.num_clients, state.server, chosen)
-    store.save(state.round, part.pieces(clients), part.rest(clients), partial=clients is not None)
+    part = FederationState(state.round, state.num_clients, state.server, chosen, clients)
+    store.save(state.round, part.pieces(), part.rest(), partial=clients is not None)
 
 
 cohorts = st.lists(st.sets(st.integers(0, CLIENTS - 1), min_size=1, max_size=12), min_size=1, max_size=12)
@@ -120,7 +120,7 @@ def test_a_part_is_not_saved_before_the_whole(tmp_path: Path) -> None:
         save(store, state, watch)
     state.server.shared["prompt"] = torch.rand(2)
     with pytest.raises(ValueError, match="before the whole"):
-        store.save(2, state.pieces({2}), state.rest({2}), partial=True)
+        store.save(2, state.pieces(), state.rest(), partial=True)
     save(store, state, watch)
     loaded = read_state(StateStore(tmp_path))
     assert loaded is not None and differences(loaded, state) == []

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.benchmark.leaderboard import Entry, p_text, test_over_clients
-from fedmoe.report.statistics import Paired, holm
+from experiments.benchmark.leaderboard import Entry, compare, p_text
+from fedmoe.report.statistics import Paired
 from fedmoe.report.tables import NONE
 
 COLUMNS = ("method", "control", "method − control", "95 % interval", "p, Holm", "clients")
@@ -31,9 +31,8 @@ def gains(entries: Sequence[Entry]) -> list[Gain]:
     methods = {entry.label: entry for entry in entries if not entry.control}
     for label, method in methods.items():
         own = [entry for entry in entries if entry.control and entry.label.partition(",")[0] == label]
-        tests = [test_over_clients(method, control, list(method.cells)) for control in own]
-        corrected = holm([test.p if test and test.cohen_dz is not None else None for test in tests])
-        found += [Gain(method, *rest) for rest in zip(own, tests, corrected, strict=True)]
+        tests = compare(method, own, list(method.cells))
+        found += [Gain(method, control, *test) for control, test in zip(own, tests, strict=True)]
     return found
 
 

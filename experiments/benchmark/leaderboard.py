@@ -90,19 +90,21 @@ def rank(entries: Sequence[Entry]) -> list[Line]:
     if not entries:
         return []
     order = list(entries[0].cells)
-    tests = [test_over_clients(entries[0], entry, order) for entry in entries[1:]]
-    corrected = holm([test.p if test and _varies(test) else None for test in tests])
     lines = [Line(entries[0], None, None)]
-    for entry, test, p in zip(entries[1:], tests, corrected, strict=True):
+    for entry, (test, p) in zip(entries[1:], compare(entries[0], entries[1:], order), strict=True):
         lines.append(Line(entry, test.difference if test else None, p))
     return lines
 
 
-def test_over_clients(one: Entry, other: Entry, order: Sequence[Key]) -> Paired | None:
-    """The paired test of the first score over the clients of these cells that both have, mean over seeds; None where
-    there is no such client."""
-    a, b = by_client(one.clients(order), other.clients(order))
-    return paired(a, b, seed=0) if a else None
+def compare(one: Entry, others: Sequence[Entry], order: Sequence[Key]) -> list[tuple[Paired | None, float | None]]:
+    """One entry against each of the others: the paired test of the first score over the clients of these cells that
+    both have, mean over seeds (None where there is no such client), and its p, corrected for all of the others."""
+    first = one.clients(order)
+    tests = []
+    for other in others:
+        a, b = by_client(first, other.clients(order))
+        tests.append(paired(a, b, seed=0) if a else None)
+    return list(zip(tests, holm([test.p if test and _varies(test) else None for test in tests]), strict=True))
 
 
 def _varies(test: Paired) -> bool:

@@ -118,7 +118,7 @@ class Served:
             return self.server
         if client_id in self.trusted:
             return self._to_trusted
-        return replace(self._with(self.trusted | {client_id}), ahead=())
+        return self._with(self.trusted | {client_id})
 
     @cached_property
     def _shown(self) -> dict[str, dict[int, Tensor]]:
@@ -133,11 +133,11 @@ class Served:
     @cached_property
     def _to_trusted(self) -> ServerState:
         """What all trusted clients see: one object, whose search of the pool is prepared once."""
-        return self._with(self.trusted or frozenset())
+        return self._with(self.trusted or frozenset(), self.server.ahead)
 
-    def _with(self, allowed: frozenset[int]) -> ServerState:
+    def _with(self, allowed: frozenset[int], ahead: Sequence[int] = ()) -> ServerState:
         pools: dict[str, MutableMapping[int, Tensor]] = {
             name: {client: value for client, value in entries.items() if client in allowed}
             for name, entries in self.server.pool.items()
         }
-        return replace(self.server, pool=pools)
+        return replace(self.server, pool=pools, ahead=ahead)

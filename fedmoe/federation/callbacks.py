@@ -121,14 +121,13 @@ class Checkpoint(Callback):
                 self.store.pin(run.rounds_done)
 
     def on_round_end(self, run: FederationView, record: RoundRecord) -> None:
-        clients = self._watch.changed(run.server)
-        if not self.store.whole:
-            clients = None
+        changed = self._watch.changed(run.server)
+        clients = changed if self.store.whole else None
         state = run.state_of(clients)
-        self.store.save(record.round, state.pieces(clients), state.rest(clients), partial=clients is not None)
+        self.store.save(record.round, state.pieces(), state.rest(), partial=clients is not None)
         if self.store.mapped:
             run.release(record.cohort, self.store.release)
-            self.store.renew(run.state_of(record.cohort).pieces(record.cohort))
+            self.store.renew(run.state_of(record.cohort).pieces())
             self._watch.changed(run.server)  # which now has the same values in other tensors
         if record.validation is not None and record.validation["mean"] > self._best:
             self._best = record.validation["mean"]

@@ -94,10 +94,11 @@ class Federation:
         return self.state_of(None)
 
     def state_of(self, clients: Collection[int] | None) -> FederationState:
-        """The state after the last finished round, of clients' own states only those of these clients; None: of all."""
+        """The state after the last finished round, of clients only the parts of these; None: of all."""
         known = self.server.clients
         chosen = known if clients is None else {i: known[i] for i in clients if i in known}
-        return FederationState(self.rounds_done, self.config.clients, self.server, self.fleet.states(chosen))
+        own = self.fleet.states(chosen)
+        return FederationState(self.rounds_done, self.config.clients, self.server, own, clients)
 
     def release(self, clients: Sequence[int], replaced: Callable[[Tensor], Tensor]) -> None:
         """Replace the tensors of some clients, in the pool and in their states, by others of the same values."""

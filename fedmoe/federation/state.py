@@ -41,32 +41,30 @@ class FederationState:
     num_clients: int
     server: ServerState
     clients: dict[int, ClientState] = field(default_factory=dict)  # those that have trained
+    only: Collection[int] | None = None  # the clients whose parts alone ``pieces`` and ``rest`` give; None: all
 
     def flatten(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All tensors by name, and the rest as JSON."""
         return flat(self.pieces()), self.rest()
 
-    def pieces(self, of: Collection[int] | None = None) -> dict[str, Tensor | Group | None]:
-        """All tensors by name, what changes together in one piece.
-
-        Args:
-            of: leave out what belongs to other clients; None stands for what one of these does not have (any more).
-        """
+    def pieces(self) -> dict[str, Tensor | Group | None]:
+        """All tensors by name, what changes together in one piece. With ``only``, None stands for what one of these
+        clients does not have (any more)."""
         server = self.server
         pieces: dict[str, Tensor | Group | None] = {
             "shared": _Tensors(server.shared),
             "extras": _Tensors(server.extras),
         }
         for name, entries in server.pool.items():
-            chosen = entries if of is None else of
+            chosen = entries if self.only is None else self.only
             pieces |= {f"pool/{client}/{name}": entries.get(client) for client in chosen}
-        chosen = self.clients if of is None else of
+        chosen = self.clients if self.only is None else self.only
         return pieces | {f"client/{i}": self.clients.get(i) for i in chosen}
 
-    def rest(self, of: Collection[int] | None = None) -> dict[str, Any]:
-        """What is no tensor, as JSON; ``of`` as in ``pieces``."""
+    def rest(self) -> dict[str, Any]:
+        """What is no tensor, as JSON; with ``only`` as ``pieces``."""
         server = self.server
-        chosen = server.clients if of is None else of
+        chosen = server.clients if self.only is None else self.only
         return {
             "round": self.round,
             "num_clients": self.num_clients,

@@ -84,10 +84,14 @@ class StateStore:
         self._base_size = self._written = 0  # entries of the base, and of all changes that were written since
         self._since: dict[str, Sequence[str]] = {}  # pieces that differ from the base's: their tensors there
         self._touched: dict[str, set[str]] = {}  # the same of each mapping of the rest: keys
-        self.whole = False  # whether the newest state is known, so that changes of it can be saved
         self._needs: dict[str, set[str]] = {}  # manifest -> the files without which it is none
         self._replaced: list[Tensor] = []
         self._open: tuple[str, dict[str, Tensor]] = ("", {})  # the file that tensors were last mapped from
+
+    @property
+    def whole(self) -> bool:
+        """Whether the newest state is known, so that changes of it can be saved."""
+        return bool(self._pieces)
 
     def save(
         self,
@@ -124,7 +128,6 @@ class StateStore:
             self._digests[file] = hashlib.sha256(payload).hexdigest()
             self._digests = {used: self._digests[used] for used in {*self._uses, file}}
             self._write(round, {key: value for key, value in rest.items() if not isinstance(value, dict)})
-            self.whole = True
         except BaseException:
             self._forget()
             raise

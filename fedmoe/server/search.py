@@ -109,9 +109,9 @@ class PoolSearch:
         """Products [N] of a row with all rows."""
         if place not in self._block:
             client = self._clients[place]
-            first = ahead.index(client) if client in ahead else 0
-            asked = [self._places[other] for other in ahead[first : first + _BLOCK] if other in self._places]
-            places = asked if place in asked else [place]
+            first = ahead.index(client) if client in ahead else len(ahead)
+            asked = [client, *ahead[first + 1 : first + _BLOCK]]
+            places = [self._places[other] for other in asked if other in self._places]
             self._block = dict(zip(places, self._rows[places] @ self._rows.T, strict=True))
         return self._block[place]
 

@@ -83,8 +83,8 @@ class ServerState:
 
     def copy(self) -> ServerState:
         """A copy whose mappings can be changed. Tensors are shared, since none is written to in place."""
-        pool: dict[str, MutableMapping[int, Tensor]] = {name: dict(entries) for name, entries in self.pool.items()}
-        return ServerState(dict(self.shared), pool, self.kept, dict(self.clients), dict(self.extras), self.domains)
+        pool: dict[str, MutableMapping[int, Tensor]] = {name: Journal(entries) for name, entries in self.pool.items()}
+        return ServerState(dict(self.shared), pool, self.kept, Journal(self.clients), dict(self.extras), self.domains)
 
 
 def _journal(entries: MutableMapping[int, Value]) -> Journal[int, Value]:
