@@ -5,7 +5,7 @@ FLOWER ?= .venv-flower
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-flower quickstart test test-slow test-flower test-flower-slow lint types smoke mutants benchmark-robustness bench embedded-clip docs clean
+.PHONY: help setup setup-flower quickstart test test-slow test-flower test-flower-slow lint types smoke mutants benchmark-robustness bench bench-release embedded-clip docs clean
 
 help:  ## explain the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,10 @@ benchmark-robustness: setup  ## methods against bad clients and bad experts, wit
 
 bench: setup  ## speed of the local step and of a round against the plain way, on one thread (JSON= REPEATS=)
 	OMP_NUM_THREADS=1 $(RUN) -m experiments.bench $(if $(REPEATS),--repeats $(REPEATS)) $(if $(JSON),--json $(JSON))
+
+bench-release: setup  ## speed of a round against the release's model and the plain way, on one thread (RELEASE=checkout JSON= REPEATS=)
+	OMP_NUM_THREADS=1 $(RUN) -m experiments.bench.steady $(if $(RELEASE),--release $(RELEASE)) \
+		$(if $(REPEATS),--repeats $(REPEATS)) $(if $(JSON),--json $(JSON))
 
 embedded-clip: setup  ## pre-train the embedded CLIP again (minutes) and check it
 	$(RUN) -m pip install --quiet --requirement experiments/embedded_clip/requirements.txt

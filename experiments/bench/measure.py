@@ -52,13 +52,18 @@ def synchronize(device: torch.device) -> None:
 
 
 def interleaved(
-    runs: Mapping[str, Run], repeats: int, device: torch.device | None = None, least: float = 0.3
+    runs: Mapping[str, Run],
+    repeats: int,
+    device: torch.device | None = None,
+    least: float = 0.3,
+    warmed_up: bool = False,
 ) -> dict[str, Times]:
     """Time each run, in turn, so that what else the machine does meets all alike. Each is run once before to warm up,
-    and a repeat lasts at least ``least`` seconds or ten runs, of which the mean counts."""
+    and a repeat lasts at least ``least`` seconds or ten runs, of which the mean counts. If they are ``warmed_up``
+    already, a repeat is one run."""
     device = device or torch.device("cpu")
-    often, times = dict[str, int](), {name: Times([], []) for name in runs}
-    for name, run in runs.items():
+    often, times = dict.fromkeys(runs, 1), {name: Times([], []) for name in runs}
+    for name, run in () if warmed_up else runs.items():
         began = time.perf_counter()
         run()
         synchronize(device)

@@ -8,34 +8,23 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from experiments.bench.measure import Spread
-from experiments.bench.setting import class_names
+from experiments.bench.setting import RandomFeatures, federation
 from fedmoe.client.module import ClientModule
-from fedmoe.client.work import ClientWork
-from fedmoe.config import FederationConfig, PromptConfig
-from fedmoe.data import IID, DataSet, Split, partition_dataset
-from fedmoe.data.base import RawData
-from fedmoe.features.client_data import FederatedData
+from fedmoe.config import FederationConfig
 from fedmoe.federation.callbacks import Callback, Checkpoint, FederationView, RunLog
-from fedmoe.federation.fleet import LocalFleet
-from fedmoe.federation.orchestrator import Federation
-from fedmoe.federation.state import fresh_server
 from fedmoe.methods import PFedMoAP
 from fedmoe.models.clip import FrozenCLIP
-from fedmoe.models.prompt import PromptLearner
 from fedmoe.protocol.client import Client
 from fedmoe.runs.checkpoint import StateStore
 from fedmoe.runs.records import RoundRecord
-from fedmoe.seeds import torch_generator
 
 
 class _Timed(PFedMoAP):
@@ -102,45 +91,11 @@ class _TimedClient(ClientModule):
         return sgd
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Features(DataSet):
-    """Labels without images: 64 training and 32 test examples for each client."""
-
-    classes: int
-    clients: int
-
-    name = "random features"
-
-    def _read(self) -> RawData:
-        generator = torch_generator(3)
-        train, test = (
-            Split(torch.randint(self.classes, (count * self.clients,), generator=generator).numpy(), _no_image)
-            for count in (64, 32)
-        )
-        return RawData(class_names(self.classes), (), train, test)
-
-    def _source_key(self) -> str:
-        return self.name
-
-
-def _no_image(index: int) -> Image:
-    raise LookupError("these examples are features only")
-
-
 def bench_round(clip: FrozenCLIP, classes: int, rounds: int = 2) -> dict[str, Any]:
     """Seconds of a round with 4 clients of 6 steps each and 8 evaluated ones, and the share outside mathematics."""
     config = FederationConfig(clients=8, participation=0.5, rounds=rounds, local_epochs=3)
-    dataset = _Features(classes=classes, clients=config.clients)
-    clients = partition_dataset(dataset, IID(), config.clients, seed=0)
-    features = [
-        F.normalize(torch.randn(len(split), clip.feature_dim, generator=torch_generator(4)), dim=-1)
-        for split in (dataset.train, dataset.test)
-    ]
-    train, test = features
-    data = FederatedData(dataset, clients, train, test)
     method = _Timed(num_experts=5)
-    learner = PromptLearner(clip, dataset.class_names, PromptConfig(), torch_generator(0))
-    module = _TimedClient(clip, learner, method=method).to(clip.text.device)
+    dataset = RandomFeatures(classes=classes, clients=config.clients)
     shares: list[float] = []
     seconds: list[float] = []
 
@@ -158,9 +113,7 @@ def bench_round(clip: FrozenCLIP, classes: int, rounds: int = 2) -> dict[str, An
     logged = [0.0]
     with tempfile.TemporaryDirectory() as folder:
         files: list[Callback] = [RunLog(Path(folder)), Checkpoint(StateStore(Path(folder) / "state"))]
-        fleet = LocalFleet(ClientWork(module, data, config, seed=0))
-        server = fresh_server(module.declared, module.shared_start())
-        Federation(method, fleet, config, server, callbacks=[LogStart(), *files, Share()]).run()
+        federation(clip, method, dataset, config, [LogStart(), *files, Share()], kind=_TimedClient).run()
     # Round 0 has no training.
     return {
         "outside_mathematics": asdict(Spread.of(shares[1:])),
