@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from fedmoe.data.subset import SubsetConfig
 from fedmoe.errors import UserError
 from fedmoe.methods import Method, PFedMoAP, PromptFL
 from fedmoe.models.clip import FrozenCLIP
-from fedmoe.models.packed import PackedLinear, available, worthwhile
+from fedmoe.models.packed import PackedLinear, available, thin_product, worthwhile
 from fedmoe.models.prompt import PromptLearner
 from fedmoe.protocol.records import Loadout
 from fedmoe.seeds import torch_generator
@@ -44,6 +45,17 @@ def test_a_map_is_its_matrix(shape: tuple[int, ...]) -> None:
     (gradient,) = torch.autograd.grad((found * sums).sum(), ours)
     torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient, slope.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("operation", ["as it is", "nowhere"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_product_of_few_rows(count: int, operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With oneDNN's kernel, and where the torch in use has none under that name."""
+    if operation == "nowhere":
+        monkeypatch.setattr("fedmoe.models.packed._PRODUCT", "_no_such_operation")
+    rows = torch.randn(count, 40, generator=torch_generator(2))
+    expected = rows.double().numpy() @ WEIGHT.double().numpy().T
+    np.testing.assert_allclose(thin_product(rows, WEIGHT).numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
 def trained(clip: FrozenCLIP, method: Method, packed: bool, config: PromptConfig) -> tuple[dict[str, Tensor], Tensor]:

@@ -1,4 +1,5 @@
-"""Linear maps with frozen weights, packed once in the order in which oneDNN's kernels read them (CPU, float32).
+"""Products by oneDNN's kernels (CPU, float32): above all linear maps with frozen weights, packed once in the order in
+which those read them.
 
 A plain product reads the weights as they lie and sorts them anew each time. Whether packing them pays depends on the
 processor and on the number of tokens, so ``worthwhile`` measures it. Values and gradients equal the plain ones up to
@@ -42,6 +43,22 @@ def _pack(weight: Tensor) -> Tensor:
 def _product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     found: Tensor = getattr(torch.ops.mkldnn, _PRODUCT)(x, packed, bias, "none", [], "")
     return found
+
+
+@torch.no_grad()
+def thin_product(rows: Tensor, matrix: Tensor) -> Tensor:
+    """``rows @ matrix.T`` of a few rows [n, i] with a large matrix [o, i] that lies as it is: by oneDNN's kernel, which
+    reads it once, where the torch in use offers it; equal up to the order of sums."""
+    if (
+        rows.device.type == "cpu"
+        and rows.dtype == matrix.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+    ):
+        try:
+            return _product(rows, matrix, None)
+        except (AttributeError, RuntimeError, TypeError):  # as in ``available``
+            pass
+    return rows @ matrix.T
 
 
 class PackedLinear:

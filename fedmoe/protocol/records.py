@@ -79,7 +79,7 @@ class Update:
         return self.with_values(change)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there is one for each client
 class ClientState:
     """What a client keeps to itself between its rounds; never sent."""
 

@@ -48,12 +48,12 @@ Pieces = Mapping[str, Tensor | Group | None]
 """The tensors of a state, what changes together in one piece."""
 
 
-@dataclass
+@dataclass(slots=True)  # there is one for each tensor of each client
 class _Entry:
     """A tensor that has been saved."""
 
     tensor: Tensor
-    place: list[str]  # file, name in file
+    place: tuple[str, str]  # file, name in file
     names: int = 0  # under which the newest state has it
     mapped: bool = False  # whether it lies in its file
 
@@ -152,7 +152,7 @@ class StateStore:
             for part, tensor in _parts(name, piece).items():
                 entry = self._saved.get(id(tensor))
                 if entry is None:
-                    entry = self._saved[id(tensor)] = _Entry(tensor, [file, part])
+                    entry = self._saved[id(tensor)] = _Entry(tensor, (file, part))
                     fresh[part] = tensor
                 if not entry.names:
                     self._uses[entry.place[0]] += 1
@@ -211,7 +211,7 @@ class StateStore:
         write_text_atomic(path, json.dumps(manifest))
         self._needs[path.name] = needed
 
-    def _places(self, names: Iterable[str]) -> dict[str, list[str]]:
+    def _places(self, names: Iterable[str]) -> dict[str, tuple[str, str]]:
         """The place of each tensor of these pieces."""
         return {part: entry.place for name in names for part, entry in self._pieces.get(name, ((), {}))[1].items()}
 
@@ -324,7 +324,7 @@ class StateStore:
         state = build(tensors, manifest)
         self._forget()
         for name, place in manifest["tensors"].items():
-            self._saved[id(tensors[name])] = _Entry(tensors[name], place, mapped=self.mapped)
+            self._saved[id(tensors[name])] = _Entry(tensors[name], (place[0], place[1]), mapped=self.mapped)
         self._digests = manifest["files"]
         return state
 

@@ -107,12 +107,15 @@ class PoolSearch:
 
     def _products(self, place: int, ahead: Sequence[int]) -> Tensor:
         """Products [N] of a row with all rows."""
+        from fedmoe.models.packed import thin_product
+
         if place not in self._block:
             client = self._clients[place]
             first = ahead.index(client) if client in ahead else len(ahead)
             asked = [client, *ahead[first + 1 : first + _BLOCK]]
             places = [self._places[other] for other in asked if other in self._places]
-            self._block = dict(zip(places, self._rows[places] @ self._rows.T, strict=True))
+            products = thin_product(self._rows[places], self._rows)
+            self._block = dict(zip(places, products, strict=True))
         return self._block[place]
 
     def _update(self, pool: Mapping[int, Tensor]) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there is one for each client
 class Known:
     """What the server knows about a client besides its uploads."""
 
