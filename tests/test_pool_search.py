@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, MutableMapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,12 +44,13 @@ def by_numpy(pool: Mapping[int, Tensor], client: int, count: int, sign: int) -> 
 @given(
     st.sampled_from(sorted(KINDS)),
     st.sampled_from([dict, Journal]),
+    st.booleans(),
     st.integers(65, 160),
     st.integers(0, 12),
     st.integers(0, 2**32),
 )
 def test_as_the_definition_while_entries_are_replaced(
-    kind: str, holder: Callable[..., MutableMapping[int, Tensor]], size: int, count: int, seed: int
+    kind: str, holder: Callable[..., MutableMapping[int, Tensor]], on_disk: bool, size: int, count: int, seed: int
 ) -> None:
     draw = np.random.default_rng(seed)
     numbers = draw.permutation(3 * size)[:size]  # clients that have uploaded, in any order
@@ -56,9 +59,9 @@ def test_as_the_definition_while_entries_are_replaced(
         return list(torch.from_numpy(KINDS[kind](draw, amount).astype(np.float32)))
 
     pool = holder(zip(numbers.tolist(), fresh(size), strict=True))
-    search = PoolSearch()
-    for round in range(4):
-        asked = sorted(pool)[:10] if round % 2 else draw.permutation(numbers)[:5].tolist()  # in turn, or here and there
+    search = PoolSearch(Path(tempfile.gettempdir()) if on_disk else None)
+    for round in range(5):
+        asked = sorted(pool)[:10] if round % 2 else draw.permutation(sorted(pool))[:5].tolist()  # in turn, or not
         # What is said to be asked about next: nothing, all of it, or others too, some of whom are not in the pool.
         ahead = [(), asked, [-1, *asked[2:], *numbers.tolist()]][draw.integers(3)]
         for client in asked:
@@ -66,7 +69,10 @@ def test_as_the_definition_while_entries_are_replaced(
             assert search.farthest(pool, client, count, ahead) == by_numpy(pool, client, count, -1)
         cohort = draw.permutation(numbers)[: size // 2 if round == 2 else 7].tolist()
         pool.update(zip(cohort, fresh(len(cohort)), strict=True))
-        pool[3 * size + round] = fresh(1)[0]  # a client's first upload
+        for number in range(draw.integers(30)):
+            pool[(3 + round) * size + number] = fresh(1)[0]  # a client's first upload
+        if round == 3:
+            del pool[asked[0]]  # a client that begins anew
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
@@ -75,6 +81,32 @@ def test_other_precisions(dtype: torch.dtype) -> None:
     pool = dict(enumerate(values))
     for client in range(200):
         assert PoolSearch().nearest(pool, client, 9) == by_numpy(pool, client, 9, 1)
+
+
+def test_rows_on_disk_are_no_memory_of_the_process_and_leave_nothing(tmp_path: Path) -> None:
+    pool = Journal(enumerate(torch.randn(1000, 16, 256, generator=torch.Generator().manual_seed(0))))
+    before, search = own_memory(), PoolSearch(tmp_path / "new")
+    assert search.nearest(pool, 7, 9) == by_numpy(pool, 7, 9, 1)
+    rows = 4 * 1000 * 16 * 256
+    assert own_memory() - before < rows / 4
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def own_memory() -> int:
+    """Bytes of anonymous memory of this process."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(lines["RssAnon"].split()[0])
+
+
+def test_first_uploads_are_added_and_not_all_rows_made_again() -> None:
+    values = torch.randn(1000, 2, 3, generator=torch.Generator().manual_seed(0))
+    pool, search, made = Journal(enumerate(values[:100])), PoolSearch(), 0
+    for client in range(100, 1000):
+        before = search._made
+        assert search.nearest(pool, 0, 3) == by_numpy(pool, 0, 3, 1)
+        made += search._made != before
+        pool[client] = values[client]
+    assert made <= 7  # each with half as many rows again: 100 x 1.5^6 > 1000
 
 
 def test_most_distances_are_not_computed() -> None:

@@ -89,6 +89,7 @@ def measure(clients: int, states: str, folder: Path, cache: Path) -> dict[str, A
     checkpoint = Checkpoint(store)
     federation = session.federation(PFedMoAP(num_experts=EXPERTS), callbacks=[RunLog(folder), checkpoint])
     federation.meet()
+    federation.server.scratch = store.folder if store.mapped else None
     assert isinstance(federation.fleet, LocalFleet)
     module = federation.fleet.work.module
     all_have_trained(federation, {n: t for n, t in module.tensors().items() if n.startswith("gate")}, checkpoint)

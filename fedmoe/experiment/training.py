@@ -75,6 +75,8 @@ def run(session: Session, method: Method, settings: Settings, folder: Path, reso
                 if state is not None:
                     restore(federation, state, folder)
                 cut_logs(folder, federation.rounds_done)
+            if store.mapped:
+                federation.server.scratch = store.folder
             stamp(folder, session.packed)
             if session.experiment.engine.kind == "flower":
                 keep_run_name(folder, name)

@@ -7,7 +7,9 @@ computes in float64 only those distances that the rounding of that product leave
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmoe.server.journal import Journal
@@ -52,13 +54,19 @@ class PoolSearch:
     """Searches one pool again and again while some of its entries are replaced.
 
     An entry counts as replaced if it is another object: tensors of a pool are never written to in place. Of a
-    ``Journal`` only what has changed is looked at. Memory: 4 bytes for each number of the pool, besides the pool
-    itself.
+    ``Journal`` only what has changed is looked at. Memory: 4 bytes for each number of the pool, and half as much again
+    while it grows, besides the pool itself.
+
+    Args:
+        scratch: a folder for an unnamed file that holds the rows, mapped into memory, so that the system can take that
+            memory back; it ends with the process. None: they are in memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scratch: Path | None = None) -> None:
+        self._scratch = scratch
+        self._room = self._written = self._made = 0  # rows: there is space for, written since, and made by ``_build``
         self._entries: list[Tensor] = []  # what the rows were made of
-        self._clients: list[int] = []  # ascending; the client of each row
+        self._clients: list[int] = []  # the client of each row
         self._places: dict[int, int] = {}  # client -> row
         self._block: dict[int, Tensor] = {}  # row -> its products with all rows, until an entry is replaced
         self._pool: Mapping[int, Tensor] | None = None  # what the rows were made of, up to a mark in its journal
@@ -88,13 +96,14 @@ class PoolSearch:
             return None
         self._update(pool)
         place = self._places[client_id]
-        squares = self._squares[place] + self._squares - 2 * self._products(place, ahead).double()  # [N]
+        own, others, norms = self._squares[place], self._squares[: len(pool)], self._norms[: len(pool)]
+        squares = own + others - 2 * self._products(place, ahead).double()  # [N]
         # Of a dot product of D terms in float32, in whatever order, the error is below D u / (1 - D u) |x| |y|. A row
         # differs from the entry less the centre by u of its norm at most, so a distance by u (|x| + |y|).
-        width, norms = self._rows.shape[1], self._norms
+        width = self._rows.shape[1]
         terms = width * _ROUNDING
         error = 2.02 * terms / (1 - terms) * norms[place] * norms + width * _UNDERFLOW
-        error += _SLACK * (self._squares[place] + self._squares)
+        error += _SLACK * (own + others)
         moved = 1.01 * _ROUNDING * (norms[place] + norms) + _UNDERFLOW
         error += 2 * moved * ((squares.clamp(min=0) + error).sqrt() + moved)
         if terms > 0.5 or not bool(torch.isfinite(error).all()):
@@ -114,7 +123,7 @@ class PoolSearch:
             first = ahead.index(client) if client in ahead else len(ahead)
             asked = [client, *ahead[first + 1 : first + _BLOCK]]
             places = [self._places[other] for other in asked if other in self._places]
-            products = thin_product(self._rows[places], self._rows)
+            products = thin_product(self._rows[places], self._rows[: len(self._clients)])
             self._block = dict(zip(places, products, strict=True))
         return self._block[place]
 
@@ -123,40 +132,64 @@ class PoolSearch:
         asked: Collection[int]
         if isinstance(pool, Journal) and pool is self._pool:
             asked, self._mark = pool.since(self._mark), pool.mark
-            same = len(pool) == len(self._clients) and all(i in self._places for i in asked)
+            gone = any(i in self._places and i not in pool for i in asked)
         else:
-            asked, same = pool.keys(), pool.keys() == self._places.keys()
+            asked, gone = pool.keys(), not self._places.keys() <= pool.keys()
             self._pool, self._mark = pool, pool.mark if isinstance(pool, Journal) else 0
-        if not same:
-            self._build(pool)
-            return
-        changed = [i for i in asked if self._entries[self._places[i]] is not pool[i]]
+        changed = [i for i in asked if i in pool and not self._holds(i, pool[i])]
         self._written += len(changed)
-        if self._written > len(self._clients):  # all have moved on: so has their middle, and rounding with it
+        # If all have moved on, so has their middle, and rounding with it.
+        if gone or len(pool) > self._room or self._written > self._made:
             self._build(pool)
             return
         for client in changed:
+            if client not in self._places:
+                self._places[client] = len(self._clients)
+                self._clients.append(client)
+                self._entries.append(pool[client])
             self._write(self._places[client], pool[client])
         if changed:
             self._block = {}
 
+    def _holds(self, client: int, entry: Tensor) -> bool:
+        return client in self._places and self._entries[self._places[client]] is entry
+
     def _build(self, pool: Mapping[int, Tensor]) -> None:
         import torch
 
-        self._clients = sorted(pool)
+        self._clients, self._entries = list(pool), list(pool.values())
         self._places = {client: place for place, client in enumerate(self._clients)}
-        self._entries = [pool[client] for client in self._clients]
         width = self._entries[0].numel()
         # Rows are taken from their mean: prompts that started from a common one differ by less than they measure.
         self._centre = torch.zeros(width, dtype=torch.float64)
         for entry in self._entries:
             self._centre += entry.reshape(-1).double().cpu() / len(self._entries)
-        self._rows = torch.empty(len(self._clients), width)
-        self._squares = torch.empty(len(self._clients), dtype=torch.float64)
-        self._norms = torch.empty_like(self._squares)
+        if len(pool) > self._room:
+            self._room = len(pool) + len(pool) // 2
+            self._rows = self._matrix(self._room, width)
+            self._squares = torch.empty(self._room, dtype=torch.float64)
+            self._norms = torch.empty_like(self._squares)
         for place, entry in enumerate(self._entries):
             self._write(place, entry)
-        self._written, self._block = 0, {}
+        self._made, self._written, self._block = len(pool), 0, {}
+
+    def _matrix(self, rows: int, width: int) -> Tensor:
+        """A float32 matrix for the rows.
+
+        Raises:
+            OSError: there is no room for it on disk.
+        """
+        import numpy as np
+        import torch
+
+        if self._scratch is None:
+            return torch.empty(rows, width)
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self._scratch) as file:
+            for _ in range(rows):  # written, since a disk that is full later on would end the process without a word
+                file.write(bytes(4 * width))
+            file.flush()
+            return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=(rows, width)))
 
     def _write(self, place: int, entry: Tensor) -> None:
         row = (entry.reshape(-1).double().cpu() - self._centre).float()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 from fedmoe.server.journal import Journal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from fedmoe.server.search import PoolSearch
@@ -42,6 +44,7 @@ class ServerState:
         extras: further named tensors that a method keeps between rounds; checkpoints include them.
         domains: each client's domain, where the data has domains.
         ahead: the clients that will be asked about next, in this order: one product finds many clients' nearest.
+        scratch: a folder for what would take much memory, in files that end with the process; None: it is in memory.
     """
 
     shared: dict[str, Tensor]
@@ -51,6 +54,7 @@ class ServerState:
     extras: dict[str, Tensor] = field(default_factory=dict)
     domains: Mapping[int, str] = field(default_factory=dict)
     ahead: Sequence[int] = field(default=(), repr=False, compare=False)
+    scratch: Path | None = field(default=None, repr=False, compare=False)
     _searches: dict[str, PoolSearch] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -79,12 +83,13 @@ class ServerState:
     def _search(self, name: str) -> PoolSearch:
         from fedmoe.server.search import PoolSearch
 
-        return self._searches.setdefault(name, PoolSearch())
+        return self._searches.setdefault(name, PoolSearch(self.scratch))
 
     def copy(self) -> ServerState:
         """A copy whose mappings can be changed. Tensors are shared, since none is written to in place."""
         pool: dict[str, MutableMapping[int, Tensor]] = {name: Journal(entries) for name, entries in self.pool.items()}
-        return ServerState(dict(self.shared), pool, self.kept, Journal(self.clients), dict(self.extras), self.domains)
+        known, extras = Journal(self.clients), dict(self.extras)
+        return ServerState(dict(self.shared), pool, self.kept, known, extras, self.domains, scratch=self.scratch)
 
 
 def _journal(entries: MutableMapping[int, Value]) -> Journal[int, Value]:
