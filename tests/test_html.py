@@ -1,4 +1,4 @@
-"""The page about a run or a comparison. Its runs are those of test_report, with numbers worked out by hand there."""
+"""The page about a run or a comparison. Its runs are those of report_helpers, with numbers worked out by hand there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from matplotlib.colors import to_hex
-from test_report import OTHER, write_comparison, write_run
+from report_helpers import OTHER, write_comparison, write_run
 
 from fedmoe.errors import UserError
 from fedmoe.report.elements import el

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_report import write_run
+from report_helpers import write_run
 
 from fedmoe.cli import main
 from fedmoe.errors import UserError
