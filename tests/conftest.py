@@ -14,6 +14,15 @@ from fedmoe.config import ClipConfig
 from fedmoe.models.clip import FrozenCLIP
 
 
+pytest.register_assert_rewrite("cli_helpers")
+
+
+@pytest.fixture
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder is ``tmp_path``, in which there is nothing yet."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def embedded_clip() -> FrozenCLIP:
     """The CLIP that comes with the package."""
