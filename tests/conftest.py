@@ -13,7 +13,6 @@ import torch
 from fedmoe.config import ClipConfig
 from fedmoe.models.clip import FrozenCLIP
 
-
 pytest.register_assert_rewrite("cli_helpers")
 
 

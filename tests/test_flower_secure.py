@@ -15,11 +15,11 @@ import torch
 
 pytest.importorskip("flwr")
 
+from engine_helpers import Change, Parts
 from federation_helpers import Log, build_federation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load
-from test_engine import Change, Parts
 from test_line import CONFIG, data_of
 from torch import Tensor
 
