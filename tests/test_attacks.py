@@ -1,50 +1,35 @@
-"""Attacks: what an attacker trains on and uploads, by hand and in a federation on the embedded CLIP and data.
+"""Attacks and defences in a federation on the embedded CLIP and data.
 
 The expected values are worked out by hand, or are those of another run that must agree.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from federation_helpers import Log, build_federation, differences, results, work_of
-from PIL import Image
 from test_line import ByteFleet
 
-from fedmoe.api.plain import plain_settings
-from fedmoe.attacks import Attack, Backdoor, HugeNorm, LabelFlip, ModelReplacement, NearestCopies, NoisePrompt
+from fedmoe.attacks import Attack, Backdoor, HugeNorm, LabelFlip, NoisePrompt
 from fedmoe.attacks.adversary import Adversary
 from fedmoe.attacks.backdoor import Patch
-from fedmoe.attacks.base import Place
-from fedmoe.cli import main
-from fedmoe.cli.settings import as_experiment, experiment_parser
 from fedmoe.config import FeatureConfig, FederationConfig, PrivacyConfig
 from fedmoe.data import Digits, Dirichlet, SubsetConfig
 from fedmoe.defences import Median, OutlierTest, Reputation
 from fedmoe.defences.guard import Defences
-from fedmoe.engine.check import Checks
 from fedmoe.errors import UserError
-from fedmoe.features.client_data import ClientData, FederatedData, prepare
+from fedmoe.features.client_data import FederatedData, prepare
 from fedmoe.federation.orchestrator import Federation
 from fedmoe.federation.state import FederationState
-from fedmoe.federation.under_attack import attack_numbers
 from fedmoe.methods import Method, PFedMoAP, PromptFL
 from fedmoe.models.clip import FrozenCLIP
-from fedmoe.protocol.records import About, Downlink, Scored, Trained, Update
-from fedmoe.protocol.wire import from_bytes, to_bytes
-from fedmoe.report import report as print_report
-from fedmoe.runs.records import read_rounds
 
 CONFIG = FederationConfig(clients=5, participation=0.8, rounds=3, local_epochs=1, batch_size=32)
 DIGITS = Digits(subset=SubsetConfig(train=400, test=200))
 NEVER = 99
-PLACE = Place(seed=5, round=1, client=2)
 
 
 @pytest.fixture(scope="module")
@@ -76,116 +61,6 @@ def build(
     if attack is not None:
         adversary = Adversary(attack, attack.attackers(config.participants, 5), 5, 10, triggered)
     return build_federation(clip, data, method, config, adversary=adversary, defences=defences, **settings)
-
-
-def own_data(features: Sequence[float], labels: Sequence[int]) -> ClientData:
-    given = torch.tensor(features).unsqueeze(1)
-    return ClientData(2, given, torch.tensor(labels), given[:0], torch.tensor([], dtype=torch.int64))
-
-
-# By hand
-
-
-def test_what_attackers_upload() -> None:
-    sent = Downlink({"prompt": torch.tensor([1.0, 2.0])})
-    trained = Update(2, {"prompt": torch.tensor([2.0, 0.0]), "gate": torch.tensor([3.0])}, 7)
-
-    def uploaded(attack: Attack) -> dict[str, list[float]]:
-        found = attack.upload(trained, sent, PLACE)
-        assert (found.client_id, found.num_examples) == (2, 7)
-        return {name: tensor.tolist() for name, tensor in found.parameters.items()}
-
-    assert uploaded(LabelFlip()) == {"prompt": [2, 0], "gate": [3]}
-    assert uploaded(HugeNorm(factor=10.0)) == {"prompt": [20, 0], "gate": [30]}
-    # (1, 2) + 3 (1, -2); the gate was not sent.
-    assert uploaded(ModelReplacement(scale=3.0)) == {"prompt": [4, -4], "gate": [3]}
-    assert uploaded(NearestCopies(step=0.5)) == {"prompt": [1.5, 1], "gate": [3]}
-    assert uploaded(NearestCopies(step=0.0))["prompt"] == [1, 2]
-    noise = NoisePrompt(factor=2.0).upload(trained, sent, PLACE)
-    assert float(noise.parameters["prompt"].norm()) == pytest.approx(4)
-    again = NoisePrompt(factor=2.0).upload(trained, sent, PLACE)
-    other = NoisePrompt(factor=2.0).upload(trained, sent, replace(PLACE, round=2))
-    assert torch.equal(noise.parameters["prompt"], again.parameters["prompt"])
-    assert not torch.equal(noise.parameters["prompt"], other.parameters["prompt"])
-
-
-def test_noise_is_normal_in_every_direction() -> None:
-    update = Update(0, {"prompt": torch.ones(100, 100)}, 1)
-    values = NoisePrompt().upload(update, Downlink(), PLACE).parameters["prompt"]
-    assert abs(float(values.mean())) < 0.03  # of 10,000 values with standard deviation 1
-    assert float(values.std()) == pytest.approx(1, abs=0.01)
-    assert float((values.abs() < 1).float().mean()) == pytest.approx(0.6827, abs=0.02)
-
-
-def test_what_attackers_train_on() -> None:
-    own = own_data([0.0, 1.0, 2.0, 3.0], [0, 3, 5, 9])
-    assert LabelFlip().data(own, None, 10, PLACE).train_labels.tolist() == [9, 6, 4, 0]
-    assert NearestCopies().data(own, None, 10, PLACE).train_labels.tolist() == [9, 6, 4, 0]
-    assert ModelReplacement(target=4).data(own, None, 10, PLACE).train_labels.tolist() == [4, 4, 4, 4]
-    stamped = own_data([10.0, 11.0, 12.0, 13.0], [0, 3, 5, 9])
-    half = Backdoor(target=4, poisoned=0.5).data(own, stamped, 10, PLACE)
-    rows = list(zip(half.train_features[:, 0].tolist(), half.train_labels.tolist(), strict=True))
-    clean, bad = [(0, 0), (1, 3), (2, 5), (3, 9)], [(10, 4), (11, 4), (12, 4), (13, 4)]
-    assert all(row in (clean[i], bad[i]) for i, row in enumerate(rows))
-    assert sum(row == bad[i] for i, row in enumerate(rows)) == 2
-    later = Backdoor(target=4, poisoned=0.5).data(own, stamped, 10, replace(PLACE, round=7))
-    assert torch.equal(half.train_features, later.train_features)  # the same images in each round
-    assert own.train_features[:, 0].tolist() == [0, 1, 2, 3]  # what clients share memory through is not written to
-
-
-def test_successes_by_hand() -> None:
-    predicted, labels = torch.tensor([9, 9, 4, 2, 0]), torch.tensor([0, 9, 5, 7, 7])
-
-    def counts(attack: Attack, classes: int = 10) -> list[list[bool]]:
-        return [mask.tolist() for mask in attack.hits(predicted, labels, classes)]
-
-    assert counts(LabelFlip()) == [[True, False, True, True, False], [True] * 5]
-    # Of eleven classes, 5 is flipped to itself and is not aimed at.
-    assert counts(LabelFlip(), 11) == [[False, False, False, False, False], [True, True, False, True, True]]
-    assert counts(Backdoor(target=9)) == [[True, True, False, False, False], [True, False, True, True, True]]
-    logits = torch.nn.functional.one_hot(predicted, 10).float()
-    adversary = Adversary(Backdoor(target=9), frozenset({1}), 0, 10)
-    # Four images of other classes, one of which is taken for 9; batches of two.
-    assert adversary.success(logits, labels, lambda batch: batch, 2).tolist() == [1, 4]
-
-
-def test_the_trigger_is_a_chequered_square() -> None:
-    image = Image.fromarray(np.full((8, 16), 100, dtype=np.uint8))
-    pixels = np.array(Patch(0.5)(image))
-    assert pixels.shape == (8, 16, 3)
-    board = pixels[4:, 12:, 0]
-    assert board.tolist() == [[0, 255, 0, 255], [255, 0, 255, 0]] * 2
-    pixels[4:, 12:] = 100
-    assert bool((pixels == 100).all())
-    assert bool((np.array(image) == 100).all())
-
-
-def test_attackers_are_drawn_by_the_seed() -> None:
-    attack = LabelFlip(share=0.25)
-    drawn = [attack.attackers(20, seed) for seed in range(200)]
-    assert {len(found) for found in drawn} == {5}
-    assert drawn[3] == HugeNorm(share=0.25).attackers(20, 3)  # the same for every attack
-    often = np.bincount([client for found in drawn for client in found], minlength=20)
-    assert often.min() > 25 and often.max() < 80  # 50 expected of each, standard deviation 6.1
-    assert len(LabelFlip(share=0.29).attackers(100, 0)) == 29  # 0.29 * 100 is 28.999...
-    assert len(LabelFlip(share=0.01).attackers(5, 0)) == 1
-    assert LabelFlip(clients=(4, 1)).attackers(5, 0) == {1, 4}
-
-
-def test_numbers_of_an_attack_by_hand() -> None:
-    scored = [
-        Scored(0, 8, 10, {"attack": torch.tensor([1, 8])}),
-        Scored(1, 5, 10, {"attack": torch.tensor([5, 5])}),
-        Scored(2, 6, 10, {"attack": torch.tensor([2, 4])}),
-    ]
-    experts = {0: (1, 2, 0), 1: (0, 2), 2: (1, 1)}  # client 0's own prompt does not count
-    found = attack_numbers(scored, experts, {1})
-    assert found == pytest.approx({"honest_accuracy": 70, "attackers_accuracy": 50, "success": 25, "expert_share": 75})
-    assert attack_numbers(scored[:1], {}, {1, 2}) == pytest.approx({"honest_accuracy": 80, "success": 12.5})
-    assert attack_numbers(scored[1:2], {}, {1}) is None
-
-
-# In a federation
 
 
 def test_attackers_who_do_nothing_change_no_bit(embedded_clip, data: FederatedData, triggered: FederatedData) -> None:
@@ -386,27 +261,6 @@ def test_reports_are_the_gates_weights(embedded_clip, data: FederatedData) -> No
     torch.testing.assert_close(extras["reputation.sums"], extras["reputation.counts"], atol=1e-5, rtol=0)
 
 
-def test_a_client_elsewhere_reports_only_what_it_is_asked_for() -> None:
-    shared = {"prompt": torch.zeros(2)}
-    about = About(4, 4)
-
-    def message(weights: torch.Tensor) -> bytes:
-        return to_bytes(Trained(Update(1, dict(shared), 4, {}, {"attention": weights}), 0.5, 0.1))
-
-    good = torch.tensor([0.5, 0.25, 0.25])
-    found = Checks(shared, 10, most_weights=5).trained(message(good), 1, about)
-    assert torch.equal(found.update.extras["attention"], good)
-    for checks, weights in (
-        (Checks(shared, 10), good),
-        (Checks(shared, 10, most_weights=2), good),
-        (Checks(shared, 10, most_weights=5), good.double()),
-        (Checks(shared, 10, most_weights=5), torch.tensor([float("nan")])),
-    ):
-        with pytest.raises(ValueError, match=r"extras|weights|finite"):
-            checks.trained(message(weights), 1, about)
-    assert from_bytes(Trained, message(good)).update.num_examples == 4
-
-
 def test_an_upload_that_overflows_has_failed(embedded_clip, data: FederatedData) -> None:
     attack = HugeNorm(clients=(1,), factor=1e39)
     everyone = replace(CONFIG, participation=1.0, rounds=1)
@@ -435,85 +289,3 @@ def test_without_an_attack_no_client_is_an_adversary(embedded_clip, data: Federa
     federation.round(1)
     assert work_of(federation).adversary is None
     assert all(record.attack is None for record in log.records)
-
-
-# In Python, and on the command line
-
-
-def test_attacks_and_defences_are_settings_in_python_too() -> None:
-    given = {"attack": NearestCopies(clients=(1,)), "aggregation": Median(), "screening": OutlierTest}
-    plain = plain_settings(given)
-    everything = {"share": 0.2, "clients": [1], "from_round": 1, "epochs": None, "step": 0.1}
-    assert plain["attack"] == {"class_path": "NearestCopies", "init_args": everything}
-    assert plain["screening"] == "OutlierTest"
-    experiment, _ = as_experiment(experiment_parser().parse_args([], plain))
-    assert (experiment.attack, experiment.aggregation) == (given["attack"], Median())
-    assert experiment.screening == OutlierTest()
-
-
-def arguments(tmp_path: Path, cache: FeatureConfig, *more: str) -> list[str]:
-    small = ["--federation.clients=4", "--federation.rounds=2", "--federation.local_epochs=1", "--method.num_experts=2"]
-    where = [f"--output.dir={tmp_path}", "--output.name=run", f"--features.cache_dir={cache.cache_dir}"]
-    return ["fit", "--config=configs/embedded.yaml", *small, *where, *more]
-
-
-def test_a_run_records_the_attack(tmp_path: Path, cache: FeatureConfig, capsys) -> None:
-    more = ["--attack=Backdoor", "--attack.clients=[2]", "--attack.epochs=4", "--aggregation=TrimmedMean"]
-    assert main([*arguments(tmp_path, cache, *more), "--screening=OutlierTest", "--screening.measure=norm"]) == 0
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert summary["attackers"] == [2]
-    rounds = read_rounds(tmp_path / "run")
-    assert summary["attack"] == rounds[-1].attack
-    header, *lines = (tmp_path / "run/rounds.csv").read_text().splitlines()
-    column = header.split(",").index("attack/success")
-    assert [float(line.split(",")[column]) for line in lines] == [r.attack["success"] for r in rounds if r.attack]
-    assert "attack's" in capsys.readouterr().out
-    from rich.console import Console
-
-    print_report(tmp_path / "run", Console(quiet=True))
-    assert main(arguments(tmp_path, cache, *more)) == 2  # without the screening it is another run
-    assert "screening" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("more", "sentence"),
-    [
-        (["--attack=LabelFlop"], "attack is 'LabelFlop'; valid is ModelReplacement, Backdoor, "),
-        (["--attack=Backdoor", "--attack.target=10"], "attack.target is 10; valid is 0 to 9, the data's classes."),
-        (["--attack=LabelFlip", "--attack.clients=[0,4]"], "attack.clients is [0, 4]; valid is clients of 0 to 3, "),
-        (["--attack=LabelFlip", "--attack.share=1.0"], "attack.share is 1.0; valid is a number above 0 and below 1."),
-        (["--attack=Backdoor", "--views.kind=online"], "attack is Backdoor, which needs features of images with the"),
-        (
-            ["--attack=LabelFlip", "--federation.participation=0.5", "--aggregation=Krum"],
-            "aggregation.attackers is 1; valid is no Krum with cohorts of fewer than 3.",
-        ),
-        (
-            ["--method=CoOp", "--aggregation=Median"],
-            "aggregation is Median, but CoOp averages nothing that it could protect; valid is null, or a method with "
-            "shared parameters.",
-        ),
-        (
-            ["--method=PromptFL", "--serving=Noise"],
-            "serving is Noise, but PromptFL hands no client's values to others; valid is null, or a method with a pool",
-        ),
-        (
-            ["--method=PromptFL", "--screening=OutlierTest"],
-            "screening is OutlierTest, but PromptFL hands no client's values to others; valid is null, or a method "
-            "with a pool of prompts, such as PFedMoAP.",
-        ),
-        (["--method=FedAMP", "--screening=Reputation"], "screening is Reputation, but FedAMP has no gate over experts"),
-        (
-            ["--federation.share_momentum=true", "--aggregation=Median"],
-            "aggregation is Median, but federation.share_momentum is true, which hands on what no defence sees; valid "
-            "is false.",
-        ),
-    ],
-)
-def test_a_mistake_is_one_sentence(
-    tmp_path: Path, cache: FeatureConfig, capsys, more: list[str], sentence: str
-) -> None:
-    given = [arg for arg in arguments(tmp_path, cache) if "num_experts" not in arg or "--method" not in str(more)]
-    assert main([*given, *more]) == 2
-    said = capsys.readouterr().err
-    assert " ".join(said.split()).startswith(f"Error: {sentence}")
-    assert not (tmp_path / "run").exists()
