@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 
 from fedmoe.config import ClipConfig
 from fedmoe.models.clip import FrozenCLIP
 
-pytest.register_assert_rewrite("cli_helpers")
+pytest.register_assert_rewrite("cli_helpers", "clip_helpers")
 
 
 @pytest.fixture
@@ -81,3 +82,18 @@ def tiny_clip(tmp_path: Path) -> Callable[..., FrozenCLIP]:
         return clip
 
     return make
+
+
+@pytest.fixture
+def reference_json(tmp_path: Path) -> Path:
+    """The configuration of ``reference`` as a file."""
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(tiny_config("vit", quick_gelu=True)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    """A tiny model built by open_clip itself."""
+    torch.manual_seed(0)
+    return open_clip.CLIP(**tiny_config("vit", quick_gelu=True)).eval()
