@@ -1,0 +1,1 @@
+"""Independent runs side by side: grouping, paired statistics, tables and what they are written to."""
