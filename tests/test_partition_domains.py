@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from partition_helpers import assert_disjoint_cover
 from PIL import Image
 from streams import derived
 
@@ -57,13 +58,6 @@ def problems(draw):
         flat = draw(st.permutations(flat))
         splits.append(split_of([c for c, _ in flat], [d for _, d in flat]))
     return *splits, num_classes, num_domains, each, draw(st.integers(0, 2**40))
-
-
-def assert_disjoint_cover(clients, train, test):
-    for part, size in (("train", len(train)), ("test", len(test))):
-        given_out = [i for client in clients for i in getattr(client, part).tolist()]
-        assert sorted(given_out) == list(range(size))
-        assert all(getattr(client, part).tolist() == sorted(getattr(client, part).tolist()) for client in clients)
 
 
 def assert_own_domain(clients, train, test):

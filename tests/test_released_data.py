@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 from federation_helpers import build_federation
+from partition_helpers import matrix, same, split_of
 from PIL import Image
 from streams import stream
 from test_cifar import NAMES, write_cifar
 from test_domains import BOTH, FACTS, write_tree
-from test_partition import matrix, same, split_of
 
 from fedmoe.config import FeatureConfig, FederationConfig, ViewsConfig
 from fedmoe.data import (
