@@ -1,10 +1,8 @@
-"""CIFAR-10 and CIFAR-100 in torchvision's layout, their preprocessing, and the pickles that they come in."""
+"""CIFAR-10 and CIFAR-100 in torchvision's layout, and their preprocessing."""
 
 from __future__ import annotations
 
-import builtins
 import json
-import os
 import pickle
 import tarfile
 from hashlib import md5
@@ -16,10 +14,8 @@ import pytest
 import torch
 import torchvision
 import yaml
+from cifar_helpers import BOTH, FILES, NAMES, NAMES_10, NAMES_100, PROTOCOLS, python2_batch, write_cifar
 from conftest import tiny_config
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from local_server import serve
 
 from fedmoe.cli import main
@@ -27,42 +23,7 @@ from fedmoe.data import CIFAR10, CIFAR100
 from fedmoe.errors import UserError
 from fedmoe.readers.array_pickle import load_arrays
 
-BOTH = (CIFAR10, CIFAR100)
 TORCHVISION: dict[type, Any] = {CIFAR10: torchvision.datasets.CIFAR10, CIFAR100: torchvision.datasets.CIFAR100}
-NAMES_10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-# The twenty superclasses of the data set's page, five classes each.
-SUPERCLASSES = """
-    beaver dolphin otter seal whale, aquarium_fish flatfish ray shark trout, orchid poppy rose sunflower tulip,
-    bottle bowl can cup plate, apple mushroom orange pear sweet_pepper, clock keyboard lamp telephone television,
-    bed chair couch table wardrobe, bee beetle butterfly caterpillar cockroach, bear leopard lion tiger wolf,
-    bridge castle house road skyscraper, cloud forest mountain plain sea, camel cattle chimpanzee elephant kangaroo,
-    fox porcupine possum raccoon skunk, crab lobster snail spider worm, baby boy girl man woman,
-    crocodile dinosaur lizard snake turtle, hamster mouse rabbit shrew squirrel,
-    maple_tree oak_tree palm_tree pine_tree willow_tree, bicycle bus motorcycle pickup_truck train,
-    lawn_mower rocket streetcar tank tractor
-"""
-NAMES_100 = sorted(name for group in SUPERCLASSES.split(",") for name in group.split())
-NAMES: dict[type, list[str]] = {CIFAR10: NAMES_10, CIFAR100: NAMES_100}
-FILES: dict[type, tuple[str, list[str], str]] = {
-    CIFAR10: ("cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"], "batches.meta"),
-    CIFAR100: ("cifar-100-python", ["train", "test"], "meta"),
-}
-PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
-
-
-def write_cifar(root: Path, cls: type, each: int = 20, protocol: int = 2) -> Path:
-    """A small data set as torchvision extracts it; each file has ``each`` images, with labels that go round."""
-    folder, names, meta = FILES[cls]
-    (root / folder).mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for name in names:
-        labels = [i % len(NAMES[cls]) for i in range(each)]
-        batch = {"data": rng.integers(0, 256, (each, 3072), dtype=np.uint8), "batch_label": name}
-        batch |= {"labels": labels} if cls is CIFAR10 else {"fine_labels": labels, "coarse_labels": [0] * each}
-        (root / folder / name).write_bytes(pickle.dumps(batch, protocol))
-    content = {"label_names" if cls is CIFAR10 else "fine_label_names": NAMES[cls]}
-    (root / folder / meta).write_bytes(pickle.dumps(content, protocol))
-    return root / folder
 
 
 def torchvisions(root: Path, cls: type, train: bool):
@@ -242,152 +203,3 @@ def test_download(cls, tmp_path, monkeypatch):
         monkeypatch.setattr(TORCHVISION[cls], "tgz_md5", md5(archive.read_bytes()).hexdigest())
         assert len(cls(root=root, download=True).test) == 20
     assert len(cls(root=root, download=True).test) == 20  # there is no server any more
-
-
-# Pickles
-
-
-class Harm:
-    """What a malicious pickle holds: loading it calls a function."""
-
-    def __init__(self, function, *args) -> None:
-        self.call = (function, args)
-
-    def __reduce__(self):
-        return self.call
-
-
-def refused(path: Path, content: bytes) -> str:
-    path.write_bytes(content)
-    with pytest.raises(UserError) as error:
-        load_arrays(path)
-    message = str(error.value)
-    assert str(path) in message and "\n" not in message
-    return message
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_malicious_pickle_does_nothing(protocol, tmp_path):
-    """The file would make a file; torchvision's reader runs it, ours names what it asks for."""
-    mark = tmp_path / "mark"
-    harm = Harm(os.mkdir, str(mark))
-    for number, content in enumerate([harm, {"data": harm}, [np.array([harm], dtype=object)], {harm: 1}]):
-        message = refused(tmp_path / "file", pickle.dumps(content, protocol))
-        assert f"asks for {os.mkdir.__module__}.mkdir, which is refused" in message, number
-    assert not mark.exists()
-    pickle.loads(pickle.dumps(harm, protocol))
-    assert mark.exists()
-
-
-@pytest.mark.parametrize("function", [builtins.eval, builtins.exec, builtins.getattr, builtins.__import__, np.load])
-def test_no_function_can_be_named(function, tmp_path):
-    assert f".{function.__name__}, which is refused" in refused(tmp_path / "file", pickle.dumps(Harm(function, "1")))
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"cnumpy\nndarray\n(I1000000000000\ntR.",  # a huge array, by numpy's own constructor
-        b"cnumpy\nndarray\n.",  # the constructor itself
-        b"cnumpy\ndtype\n(}S'__code__'\nI1\nsb.",  # attributes given to a name
-        b"cnumpy\ndtype\n(NS'x'\ntb.",
-        b"cnumpy\ndtype\n(S'O'\ntR.",  # a number format alone
-        b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(S'O'\ntRS'12345678'\ntR.",  # an object at an address
-        b"c_codecs\nencode\n(S'0102'\nS'hex'\ntR.",  # another codec
-        b"c__builtin__\nbytes\n(I1000000000000\ntR.",
-        b"Pelsewhere\n.",  # something outside of the file
-        pickle.dumps({1, 2}),
-        pickle.dumps(np.zeros(2, dtype=[("a", "i4")])),
-        pickle.dumps(np.arange(100))[:-30],
-        b"no pickle",
-        b"",
-    ],
-)
-def test_what_is_no_array_is_refused(content, tmp_path):
-    refused(tmp_path / "file", content)
-
-
-def test_a_list_that_holds_itself(tmp_path):
-    itself: list = []
-    itself.append(itself)
-    refused(tmp_path / "file", pickle.dumps(itself))
-
-
-def test_a_part_that_occurs_often_is_read_once(tmp_path):
-    """Sixty levels of ten references each: 10**60 values if every one were walked through."""
-    nested: list = [1]
-    for _ in range(60):
-        nested = [nested] * 10
-    (tmp_path / "file").write_bytes(pickle.dumps(nested))
-    found = load_arrays(tmp_path / "file")
-    for _ in range(60):
-        assert len(found) == 10
-        found = found[0]
-    assert found == [1]
-
-
-kinds = st.one_of(
-    arrays.integer_dtypes(endianness="?"),
-    arrays.floating_dtypes(endianness="?", sizes=(32, 64)),
-    arrays.boolean_dtypes(),
-    arrays.unicode_string_dtypes(max_len=4),
-    arrays.byte_string_dtypes(max_len=4),
-)
-plain = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.binary()),
-    lambda inner: st.one_of(
-        st.lists(inner), st.tuples(inner, inner), st.dictionaries(st.one_of(st.text(), st.binary()), inner)
-    ),
-    max_leaves=10,
-)
-
-
-@given(arrays.arrays(kinds, arrays.array_shapes(min_dims=0, min_side=0)), st.booleans(), st.sampled_from(PROTOCOLS))
-def test_arrays_come_back(tmp_path_factory, array, fortran, protocol):
-    array = np.asfortranarray(array) if fortran else array
-    path = tmp_path_factory.getbasetemp() / "array"
-    path.write_bytes(pickle.dumps([array, array], protocol))
-    for found in load_arrays(path):
-        assert found.dtype == array.dtype and found.shape == array.shape
-        assert found.tobytes() == array.tobytes()
-
-
-@given(plain, st.sampled_from(PROTOCOLS))
-def test_plain_values_come_back(tmp_path_factory, value, protocol):
-    path = tmp_path_factory.getbasetemp() / "plain"
-    path.write_bytes(pickle.dumps(value, protocol))
-    assert load_arrays(path) == value
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_arrays_of_objects_and_scalars_come_back(protocol, tmp_path):
-    """FedBN's lists hold arrays of texts, which numpy may have made arrays of objects."""
-    pairs = (np.array([["a/b.jpg", "c"], ["d", 1]], dtype=object), [np.str_("bird"), np.int64(3), np.float32(0.5)])
-    (tmp_path / "file").write_bytes(pickle.dumps(pairs, protocol))
-    table, scalars = load_arrays(tmp_path / "file")
-    assert table.dtype == object and table.tolist() == [["a/b.jpg", "c"], ["d", 1]]
-    assert scalars == ["bird", 3, 0.5] and [type(value) for value in scalars] == [str, int, float]
-
-
-def python2_batch(data: np.ndarray, labels: list[int]) -> bytes:
-    """A batch as Python 2 wrote CIFAR's own: texts of bytes, and numpy's old module name; opcode by opcode."""
-    rows, width = data.shape
-    contents = data.tobytes()
-    state = b"(I1\n(I%d\nI%d\nt" % (rows, width)  # version and shape, then the number format
-    state += b"cnumpy\ndtype\n(U\x02u1I0\nI1\ntR(I3\nU\x01|NNNI-1\nI-1\nI0\ntb"
-    state += b"I00\nT" + len(contents).to_bytes(4, "little") + contents + b"tb"
-    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntU\x01btR" + state
-    return b"\x80\x02}(U\x04data" + array + b"U\x06labels](" + b"".join(b"K%c" % label for label in labels) + b"eu."
-
-
-def test_a_pickle_of_python_2(tmp_path):
-    data = np.array([[0, 1, 2], [253, 254, 255]], dtype=np.uint8)
-    (tmp_path / "file").write_bytes(python2_batch(data, [1, 2]))
-    found = load_arrays(tmp_path / "file")
-    assert found["data"].dtype == np.uint8 and found["data"].tolist() == data.tolist()
-    assert found["labels"] == [1, 2]
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match="nothing cannot be read: No such file"):
-        load_arrays(tmp_path / "nothing")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
+from cifar_helpers import write_cifar
 from conftest import tiny_config
-from test_cifar import write_cifar
 from test_domains import write_tree
 
 from fedmoe import methods
