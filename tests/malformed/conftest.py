@@ -10,7 +10,7 @@ import pytest
 
 from fedmoe import cli
 
-pytest.register_assert_rewrite("malformed.helpers")
+pytest.register_assert_rewrite("malformed.helpers", "malformed.random_input")
 
 from malformed.helpers import EMBEDDED, Refused, check_refusal  # noqa: E402
 

@@ -6,13 +6,10 @@ drawn from fixed seeds; the slow tests draw more of them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import pickletools
-import shutil
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedmoe import cli
@@ -30,111 +26,14 @@ from fedmoe.data.sets.coop_layout import check_table
 from fedmoe.errors import UserError
 from fedmoe.features.cache import Block, FeatureCache, read_block, read_metadata
 from fedmoe.features.command import entries
-from fedmoe.federation.restore import read_state
-from fedmoe.federation.state import FederationState
-from fedmoe.io import read_jsonl
 from fedmoe.models.clip import FrozenCLIP
-from fedmoe.protocol.records import ClientState
 from fedmoe.readers.array_pickle import load_arrays
 from fedmoe.readers.weights import read_weights
-from fedmoe.report.run import read_run
-from fedmoe.report.tables import run_table
-from fedmoe.runs.checkpoint import StateStore
-from fedmoe.server.state import Known, ServerState
 from malformed.data_sets import batch, listed, table
+from malformed.random_input import PART, SHARE, Edit, drawn, edited, edits, fuzz, is_sentence, with_value
 from malformed.test_pickles import CALLS, GREEDY, SHELL, WAYS, long_text
 
 pytestmark = pytest.mark.usefixtures("bounded")
-
-
-def drawn(few: int, many: int) -> Any:
-    """The number of examples: few, and many in a slow test."""
-    return pytest.mark.parametrize("count", [few, pytest.param(many, marks=pytest.mark.slow)])
-
-
-def fuzz(count: int, check: Callable[..., None], *strategies: st.SearchStrategy[Any]) -> None:
-    """Try the check on ``count`` draws, the same ones each time."""
-    quiet = settings(
-        max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-    )
-    quiet(given(*strategies)(check))()
-
-
-def is_sentence(error: UserError) -> None:
-    text = str(error)
-    assert text.isprintable() and text[-1] in ".?", text
-
-
-Edit = tuple[str, float, bytes]
-
-
-def edits() -> st.SearchStrategy[list[Edit]]:
-    """Cuts, flips, insertions and replacements, each at a share of the file's length."""
-    places = st.floats(0, 1, exclude_max=True)
-    texts = st.one_of(
-        st.binary(min_size=1, max_size=9), st.sampled_from([b"\xff" * 8, b"\0" * 8, b"-1", b"1e999", b"null"])
-    )
-    return st.lists(
-        st.tuples(st.sampled_from(["cut", "flip", "insert", "replace", "drop"]), places, texts), min_size=1, max_size=3
-    )
-
-
-def edited(whole: bytes, changes: list[Edit]) -> bytes:
-    for how, share, text in changes:
-        place = int(share * len(whole))
-        if how == "cut":
-            whole = whole[:place]
-        elif how == "drop":
-            whole = whole[:place] + whole[place + len(text) :]
-        elif how == "insert":
-            whole = whole[:place] + text + whole[place:]
-        elif how == "flip":
-            whole = (
-                whole[:place]
-                + bytes(a ^ b for a, b in zip(whole[place:], text, strict=False))
-                + whole[place + len(text) :]
-            )
-        else:
-            whole = whole[:place] + text + whole[place + len(text) :]
-    return whole
-
-
-JSON = st.recursive(
-    st.one_of(
-        st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.sampled_from([10**30, 0, 2**63, 10**400]),
-        st.sampled_from(["../x", "/etc/passwd", "\ud800", "\0", "banded", "round", "0"]),
-    ),
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=9), inner, max_size=4)),
-    max_leaves=8,
-)  # fmt: skip
-
-
-def places_of(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    yield path
-    if isinstance(value, dict | list):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from places_of(item, (*path, key))
-
-
-def with_value(value: Any, share: float, new: Any) -> Any:
-    """A copy of JSON in which one part, by its share of all parts, is another value, or is missing for ``...``."""
-    value = json.loads(json.dumps(value))
-    places = list(places_of(value))
-    *above, last = places[int(share * len(places))] or (None,)
-    if last is None:
-        return {} if new is ... else new
-    holder = value
-    for key in above:
-        holder = holder[key]
-    if new is ...:
-        del holder[last]
-    else:
-        holder[last] = new
-    return value
-
-
-SHARE = st.floats(0, 1, exclude_max=True)
-PART = st.one_of(JSON, st.just(...))
 
 
 # Pickles
@@ -280,110 +179,6 @@ def test_model_configurations(count: int) -> None:
             assert clip.feature_dim >= 1
 
     fuzz(count, check, st.sampled_from(wholes), SHARE, values)
-
-
-# Checkpoints of runs
-
-
-def save_state(folder: Path) -> None:
-    prompts = [torch.full((2, 4), float(i)) for i in range(4)]
-    server = ServerState({"prompt": prompts[0]}, {"prompt": {}}, frozenset({"prompt"}))
-    state, store = FederationState(0, 3, server), StateStore(folder)
-    for number in (0, 1):
-        state.round = number + 1
-        server.shared["prompt"] = prompts[number]
-        server.pool["prompt"][number] = prompts[2 + number]
-        server.clients[number] = Known(1, (2,), state.round)
-        state.clients[number] = ClientState({"prompt": prompts[2 + number], "gate.weight": torch.ones(2)}, {}, 1)
-        store.save(state.round, *state.flatten())
-
-
-def loads_or_says(folder: Path) -> None:
-    try:
-        state = read_state(StateStore(folder))
-    except UserError as error:
-        is_sentence(error)
-    else:
-        assert state is None or (state.num_clients == 3 and state.server.shared["prompt"].shape == (2, 4))
-
-
-@drawn(150, 1000)
-def test_damaged_states(count: int) -> None:
-    whole, spoilt = Path("whole"), Path("spoilt")
-    save_state(whole)
-    names = sorted(path.name for path in whole.iterdir())
-
-    def check(damages: dict[str, list[Edit]]) -> None:
-        shutil.rmtree(spoilt, ignore_errors=True)
-        shutil.copytree(whole, spoilt)
-        for name, changes in damages.items():
-            (spoilt / name).write_bytes(edited((whole / name).read_bytes(), changes))
-        loads_or_says(spoilt)
-
-    fuzz(count, check, st.dictionaries(st.sampled_from(names), edits(), min_size=1))
-
-
-@drawn(200, 1000)
-def test_states_of_other_contents(count: int) -> None:
-    """Manifests that carry the checksum of what they say, whatever that is."""
-    whole, spoilt = Path("whole"), Path("spoilt")
-    save_state(whole)
-    shutil.copytree(whole, spoilt)
-    newest = spoilt / "round-00002.json"
-    (spoilt / "round-00001.json").unlink()
-    manifest = json.loads(newest.read_text())
-    del manifest["checksum"]
-
-    def check(share: float, part: Any) -> None:
-        changed = with_value(manifest, share, part)
-        if isinstance(changed, dict):
-            changed["checksum"] = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
-        newest.write_text(json.dumps(changed))
-        try:
-            read_state(StateStore(spoilt))
-        except UserError as error:
-            is_sentence(error)
-
-    fuzz(count, check, SHARE, PART)
-
-
-# Run folders
-
-
-@drawn(150, 1000)
-def test_reports_of_other_contents(count: int, whole_run: Path) -> None:
-    run = Path("run")
-    shutil.copytree(whole_run / "runs" / "run", run)
-    names = ["rounds.jsonl", "clients.jsonl", "partition.json", "summary.json", "run.json"]
-    texts = {name: (run / name).read_text() for name in names}
-
-    def check(name: str, line: float, share: float, part: Any) -> None:
-        for other, text in texts.items():
-            (run / other).write_text(text)
-        lines = texts[name].splitlines(keepends=True) if name.endswith("l") else [texts[name]]
-        number = int(line * len(lines))
-        lines[number] = json.dumps(with_value(json.loads(lines[number]), share, part)) + "\n"
-        (run / name).write_text("".join(lines))
-        try:
-            run_table(read_run(run))
-        except UserError as error:
-            is_sentence(error)
-
-    fuzz(count, check, st.sampled_from(names), SHARE, SHARE, PART)
-
-
-@drawn(150, 1000)
-def test_damaged_logs(count: int, whole_run: Path) -> None:
-    whole = (whole_run / "runs" / "run" / "rounds.jsonl").read_bytes()
-
-    def check(changes: list[Edit]) -> None:
-        Path("rounds.jsonl").write_bytes(edited(whole, changes))
-        try:
-            assert all(isinstance(record, dict) for record in read_jsonl("rounds.jsonl"))
-        except UserError as error:
-            is_sentence(error)
-
-    fuzz(count, check, edits())
 
 
 # Settings
