@@ -14,7 +14,7 @@ import torch
 from fedmoe.config import ClipConfig
 from fedmoe.models.clip import FrozenCLIP
 
-pytest.register_assert_rewrite("cli_helpers", "clip_helpers", "partition_helpers")
+pytest.register_assert_rewrite("cli_helpers", "clip_helpers", "html_helpers", "partition_helpers")
 
 
 @pytest.fixture
