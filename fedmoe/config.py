@@ -210,6 +210,9 @@ class FeatureConfig:
     """Number of images in a batch of the image encoder (for cached views: of views); or auto, which takes the fastest
     one by a measurement before a split of at least 1,000 images is encoded: on a CPU, small ones need less memory and
     are faster. Features of other batch sizes differ in the last bits."""
+    keep_memory: bool = False
+    """Whether the image encoder's buffers are used again from batch to batch, and not returned to the system in between
+    (CPU, with glibc): faster with more than some 16 images in a batch, for up to twice the memory. The same bits."""
     workers: int = 0
     """Number of worker processes that read and preprocess images (threads for online views); 0: none, the run itself
     does it."""

@@ -12,7 +12,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -28,6 +28,7 @@ from fedmoe.data.base import Split
 from fedmoe.errors import UserError
 from fedmoe.features.batch_size import UNMEASURED, WORTH_MEASURING, fastest_batch
 from fedmoe.features.cache import Block
+from fedmoe.features.memory import memory_kept
 from fedmoe.features.views import Inputs
 from fedmoe.io import NOT_REGULAR
 
@@ -170,7 +171,7 @@ class Extraction:
         pending: list[int] = []  # not written down yet
         try:
             # One after the other, so that batches are cut as if nothing had been damaged.
-            with self._workers_watched():
+            with self._workers_watched(), memory_kept() if self.config.keep_memory else nullcontext():
                 for index, inputs, damage in chain(self._batches(again), self._batches(fresh)):
                     self._take(index, inputs, damage)
                     pending += index
