@@ -20,8 +20,10 @@ from typing import Any
 import torch
 
 from fedmoe.cli import main
+from fedmoe.config import EngineConfig
 from fedmoe.engine.credentials import make_credentials
-from fedmoe.engine.line import Answer
+from fedmoe.engine.deployment import SuperLinkLine
+from fedmoe.engine.line import HELLO, Answer, Order
 from fedmoe.engine.site import Site
 from fedmoe.io import read_jsonl
 
@@ -34,6 +36,7 @@ SETTINGS = (
     "--data.shots=16",
 )
 LINK, NODE = "flower-superlink", "flower-supernode"
+MISSED = "is not in `RUNNING` status. Ignoring message "  # a SuperNode's word on an order of a run that has ended
 LONG = 300  # seconds for what takes a few on a quiet machine
 for _name, _value in {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "NO_COLOR": "1"}.items():
     os.environ[_name] = _value
@@ -72,15 +75,19 @@ def _begin(log: str, folder: str) -> None:
     torch.set_num_threads(1)
 
 
-def command_line(args: list[str], log: str, folder: str, clock: float, garbage: bool) -> None:
+def command_line(args: list[str], log: str, folder: str, clock: float, garbage: bool, slow: float = 0.0) -> None:
     """The life of a process with fedmoe's command line.
 
-    ``clock``: seconds that Flower's clock is ahead; ``garbage``: whether a client's uploads are random bytes.
+    ``clock``: seconds that Flower's clock is ahead; ``garbage``: whether a client's uploads are random bytes; ``slow``:
+    seconds that a client takes for an answer.
     """
     _begin(log, folder)
     _set_clock("flwr.app.message.message", clock)
     if garbage:
         setattr(Site, "_train", lambda self, order: Answer("trained", os.urandom(5_000)))  # noqa: B010
+    if slow:
+        quick = Site.answer
+        setattr(Site, "answer", lambda self, order: (time.sleep(slow), quick(self, order))[1])  # noqa: B010
     code = main(args)
     sys.stdout.flush()
     os._exit(code)
@@ -89,7 +96,8 @@ def command_line(args: list[str], log: str, folder: str, clock: float, garbage: 
 def program(name: str, args: list[str], log: str, folder: str, slow: float, clock: float) -> None:
     """The life of a process with a program of Flower's, whose SuperNode looks for messages every 3 s: here, 0.1 s.
 
-    ``slow``: seconds that a SuperNode takes from announcing a task to having its message, as on a loaded machine.
+    ``slow``: seconds that a SuperNode takes from announcing a task to having its message, as on a loaded machine. While
+    there is a file ``log``.hold, a SuperNode does not tell the SuperLink that it has an order, see ``Sites.end_early``.
     """
     _begin(log, folder)
     if name == NODE:
@@ -101,6 +109,16 @@ def program(name: str, args: list[str], log: str, folder: str, slow: float, cloc
         if slow:
             announce = InMemoryNodeState.create_task
             InMemoryNodeState.create_task = lambda *a, **k: (announce(*a, **k), time.sleep(slow))[0]
+        take, hold = start_client_internal._pull_and_store_message, Path(f"{log}.hold")
+
+        def take_late(confirm_message_received: Callable[..., None], **rest: Any) -> int | None:
+            def confirm(*args: Any) -> None:
+                until(lambda: not hold.exists(), "it is held for ever")
+                confirm_message_received(*args)
+
+            return take(confirm_message_received=confirm, **rest)
+
+        start_client_internal._pull_and_store_message = take_late
         _set_clock("flwr.supernode.node_auth_http_interceptor", clock)
     sys.argv = [name, *args]
     (entry,) = entry_points(group="console_scripts", name=name)
@@ -250,11 +268,11 @@ class Sites:
                 self.start_node(i)
             time.sleep(0.2)
 
-    def start_client(self, i: int, *options: str, clock: float = 0.0, garbage: bool = False) -> None:
+    def start_client(self, i: int, *options: str, clock: float = 0.0, garbage: bool = False, slow: float = 0.0) -> None:
         site = self.keys / f"site-{i}"
         args = ["client", *self.settings, f"--client={i}", f"--supernode=127.0.0.1:{self.ports[i]}"]
         args += [f"--secret={site / 'secret'}", f"--server_key={site / 'server.pub'}", f"--states={self.states}"]
-        self.clients[i] = self._start(command_line, ([*args, *options],), f"client-{i}", clock, garbage)
+        self.clients[i] = self._start(command_line, ([*args, *options],), f"client-{i}", clock, garbage, slow)
 
     @property
     def states(self) -> Path:
@@ -267,6 +285,31 @@ class Sites:
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
+
+    def line(self) -> SuperLinkLine:
+        """The server's end of a run, not open yet."""
+        server = self.keys / "server"
+        files = {"certificate": "ca.pem", "secret": "secret", "keys": "keys.json", "signing": "signing.key"}
+        paths: Any = {key: str(server / name) for key, name in files.items()}
+        return SuperLinkLine(EngineConfig(kind="flower", address=self.address, timeout=LONG, **paths))
+
+    def node_of(self, line: SuperLinkLine, client: int) -> int:
+        """The node of a client in a run."""
+        until(lambda: client in map(line.owner, line.nodes()), "it is not connected")
+        return next(node for node in line.nodes() if line.owner(node) == client)
+
+    def end_early(self, i: int) -> None:
+        """A run that ends just as a SuperNode takes an order of it: it is left with the answer to that order."""
+        log, hold, client = f"node-{i}", self.folder / f"node-{i}.log.hold", f"client-{i}"
+        missed, answered = (self.log(log).count(MISSED), self.log(client).count("query: hello"))
+        hold.touch()
+        line = self.line()
+        line.open()
+        line.send(self.node_of(line, i), Order(HELLO, "early"))
+        until(lambda: self.log(client).count("query: hello") > answered, "the client gets no order")
+        line.close()
+        hold.unlink()
+        until(lambda: self.log(log).count(MISSED) > missed, lambda: self.log(log)[-2000:])
 
     def _says(self, log: str, text: str) -> Callable[[], bool]:
         return lambda: text in self.log(log)

@@ -23,6 +23,7 @@ import httpx
 from fedmoe.config import EngineConfig
 from fedmoe.engine.flower import order_message, read_answer, require_flower
 from fedmoe.engine.line import Answer, Order
+from fedmoe.engine.nudge import PAIR, Nudges
 from fedmoe.engine.signing import signer
 from fedmoe.errors import UserError, printable
 from fedmoe.io import read_regular
@@ -32,6 +33,7 @@ _POLL = 0.2  # seconds between two looks for answers
 _REFRESH = 2.0  # seconds that a list of nodes is good for
 _BEAT = 15.0  # seconds between two signs of life; Flower gives up after 60
 _PATIENCE = 20.0  # seconds for the SuperLink to hand out the task of a new run
+_FAREWELL = 10.0  # seconds for answers to nudges at the end
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _SERVER, _CLIENT = "flwr-serverapp", "flwr-clientapp"  # Flower's types of tasks
 
@@ -71,6 +73,7 @@ class SuperLinkLine:
         self._looked = 0.0
         self._ended = threading.Event()
         self._refused: set[int] = set()
+        self._nudges = Nudges()
 
     def open(self) -> None:
         if self._grid is not None:
@@ -196,19 +199,28 @@ class SuperLinkLine:
         return None if info is None else self._owners.get(_canonical(info.public_key))
 
     def send(self, node: int, order: Order) -> str:
+        name = self._send(node, order)
+        self._nudges.sent(node, name)
+        return name
+
+    def _send(self, node: int, order: Order) -> str:
         with self._sentences():
             (name,) = self._grid.push_messages([order_message(node, self._sign(order), ttl=2 * self.config.timeout)])
         return name or f"never sent to {node}"
 
     def receive(self, names: Collection[str]) -> Sequence[tuple[str, Answer | str]]:
-        unsent = [name for name in names if name.startswith("never")]
+        """As in ``Line``. Nodes that owe an answer and are silent for long are nudged, which ``traffic`` counts."""
+        for node in self._nudges.due(names):
+            self._nudges.nudged(node, [self._send(node, order) for order in PAIR])
+        asked = [*names, *self._nudges.names]
+        unsent = [name for name in asked if name.startswith("never")]
         if unsent:
-            return [(name, "the SuperLink did not take the order") for name in unsent]
+            return self._nudges.sift([(name, "the SuperLink did not take the order") for name in unsent])
         with self._sentences():
-            found = list(self._grid.pull_messages(list(names)))
+            found = list(self._grid.pull_messages(asked))
         if not found:
             time.sleep(_POLL)
-        return [(message.metadata.reply_to_message_id, read_answer(message)) for message in found]
+        return self._nudges.sift([(message.metadata.reply_to_message_id, read_answer(message)) for message in found])
 
     def traffic(self) -> tuple[int, int] | None:
         """As the SuperLink counts between itself and the SuperNodes."""
@@ -220,17 +232,26 @@ class SuperLinkLine:
         return int(run.bytes_sent), int(run.bytes_recv)
 
     def close(self) -> None:
-        self._ended.set()
         if self._grid is None:
+            self._ended.set()
             return
-        grid, self._grid = self._grid, None
         from flwr.proto.runtime_pb2 import PushTaskOutputRequest
 
-        grid._retry_invoker.max_tries = 1
+        self._grid._retry_invoker.max_tries = 1
+        with suppress(UserError):
+            self._hear_out()
+        self._ended.set()
+        grid, self._grid = self._grid, None
         with suppress(httpx.HTTPError):
             grid._runtime_client.PushTaskOutput(PushTaskOutputRequest(sub_status="completed", details=""))
         grid.close()
         self._admin.close()
+
+    def _hear_out(self) -> None:
+        """Wait for answers to nudges: a run that ends between the two would leave an answer behind again."""
+        end = time.monotonic() + _FAREWELL
+        while self._nudges.answering and time.monotonic() < end:
+            self.receive([])
 
     @contextmanager
     def _sentences(self) -> Iterator[None]:

@@ -14,6 +14,8 @@ HELLO, TRAIN, EVALUATE = "query", "train", "evaluate"
 """What the server asks; Flower's names of the types of messages."""
 KEYS, SHARES, MASKED, UNMASK = "query.keys", "query.shares", "query.masked", "query.unmask"
 """The four steps of a secure aggregation."""
+NUDGE = "query.nudge"
+"""To do nothing, see ``nudge.py``."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Order:
 
 @dataclass(frozen=True)
 class Answer:
-    """From a client; ``kind`` names what ``body`` holds: hello, trained, scored, summand, failed, or mistake (a
-    UserError)."""
+    """From a client; ``kind`` names what ``body`` holds: hello, trained, scored, summand, failed, mistake (a
+    UserError), or nothing."""
 
     kind: str
     body: bytes = b""

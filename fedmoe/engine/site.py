@@ -13,7 +13,7 @@ from fedmoe.client.disk import StateLost
 from fedmoe.client.states import ClientStates
 from fedmoe.client.work import ClientWork
 from fedmoe.engine.hello import say_hello
-from fedmoe.engine.line import EVALUATE, HELLO, TRAIN, Answer, Order
+from fedmoe.engine.line import EVALUATE, HELLO, NUDGE, TRAIN, Answer, Order
 from fedmoe.engine.withheld import STEPS, Withheld
 from fedmoe.errors import UserError
 from fedmoe.federation.fleet import reason
@@ -57,7 +57,8 @@ class Site:
 
     def _answers(self) -> dict[str, Callable[[Order], Answer]]:
         steps = dict.fromkeys(STEPS, self._sum) if self._withheld else {}
-        return {HELLO: self._hello, TRAIN: self._train, EVALUATE: self._score, **steps}
+        idle = {NUDGE: lambda order: Answer("nothing")}
+        return {HELLO: self._hello, TRAIN: self._train, EVALUATE: self._score, **idle, **steps}
 
     def _hello(self, order: Order) -> Answer:
         return Answer("hello", say_hello(self.work, self.clients))

@@ -19,7 +19,8 @@ import httpx
 
 from fedmoe.engine.deployment import _CLIENT, beating, read_secret, runtime_client, sentences
 from fedmoe.engine.flower import answer_message, error_message, read_order, require_flower
-from fedmoe.engine.line import Answer, Order
+from fedmoe.engine.line import NUDGE, Answer, Order
+from fedmoe.engine.nudge import WATCH
 from fedmoe.engine.signing import verifier
 from fedmoe.engine.site import Site
 from fedmoe.errors import UserError
@@ -74,7 +75,7 @@ def serve(site: Site, supernode: str, secret: str | None, server_key: str | None
 
 
 class _Gone(Exception):
-    """The message of a task will never come."""
+    """The message of a task will never come, or its answer is not waited for."""
 
 
 class _Tasks:
@@ -98,7 +99,7 @@ class _Tasks:
         """Wait a little for something of the present task.
 
         Raises:
-            _Gone: it will never come.
+            _Gone: it will never come, as another task is announced.
         """
         with self._lock, suppress(httpx.HTTPError):
             self._next = self._next or self._acquire()
@@ -134,11 +135,12 @@ def _answer(
     began = time.perf_counter()
     try:
         message, context = _take(client, tasks)
-        _push(client, _reply(site, message, verify, say, began), context)
+        _push(client, _reply(site, message, tasks, verify, say, began), context)
         client.PushTaskOutput(PushTaskOutputRequest(sub_status="completed", details=""))
     except _Gone:
         with suppress(httpx.HTTPError):
-            client.PushTaskOutput(PushTaskOutputRequest(sub_status="failed", details="its run has ended"))
+            details = "its run has ended, or its answer is not waited for"
+            client.PushTaskOutput(PushTaskOutputRequest(sub_status="failed", details=details))
     except Exception as error:
         say(f"a message was not answered ({type(error).__name__}: {' '.join(str(error).split())[:500]})")
     finally:
@@ -147,17 +149,45 @@ def _answer(
         client.close()
 
 
-def _reply(site: Site, message: Any, verify: Callable[[Order], None], say: Callable[[str], None], began: float) -> Any:
-    """The reply to a message: an answer, or an error that says why there is none."""
+def _reply(
+    site: Site,
+    message: Any,
+    tasks: _Tasks,
+    verify: Callable[[Order], None],
+    say: Callable[[str], None],
+    began: float,
+) -> Any:
+    """The reply to a message: an answer, or an error that says why there is none.
+
+    Raises:
+        _Gone: there is to be none, see ``nudge.py``.
+    """
     try:
         order = read_order(message)
         verify(order)
+        if order.ask == NUDGE and order.body:
+            _watch(tasks, say)
         answer = site.answer(order)
     except ValueError as error:
         say(f"refused: {error}")
         return error_message(str(error), message)
     say(f"{message.metadata.message_type}: {_words(answer)} in {time.perf_counter() - began:.1f} s")
     return answer_message(answer, message)
+
+
+def _watch(tasks: _Tasks, say: Callable[[str], None]) -> None:
+    """Wait for the next task.
+
+    Raises:
+        _Gone: it was announced, so the SuperNode does not wait for the answer to the present one. It is to get none,
+            since the SuperNode would hold it back until the next order, and all later ones as well.
+    """
+    try:
+        for _ in range(round(WATCH / _POLL)):
+            tasks.wait()
+    except _Gone:
+        say("the SuperNode held answers back; it does so no more")
+        raise
 
 
 def _push(client: Any, reply: Any, context: Any) -> None:
