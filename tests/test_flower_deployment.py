@@ -55,8 +55,6 @@ def test_four_sites_end_with_the_same_bits_as_one_process(sites: Sites, capsys: 
 
 
 def test_uploads_are_aggregated_securely(sites: Sites) -> None:
-    """Comes before the tests with runs that end early: after one, a SuperNode may send each answer only once the next
-    order comes."""
     options = ("--method=PromptFL", "--federation.rounds=1", "--federation.secure_aggregation=true")
     for i in range(CLIENTS):
         sites.stop(sites.clients[i])
@@ -135,7 +133,6 @@ def test_an_expired_certificate_is_one_sentence(
     assert "valid is one that has not expired" in told
 
 
-@pytest.mark.slow  # up to five minutes where a run before it has left a SuperNode an answer behind
 def test_two_sites_cannot_be_the_same_client_and_a_clients_clock_may_be_wrong(
     sites: Sites, capsys: pytest.CaptureFixture[str]
 ) -> None:
