@@ -12,7 +12,7 @@ pytest.importorskip("flwr")
 from flower_sites import CLIENTS, Sites, running
 
 from fedmoe.cli import main
-from fedmoe.engine.line import HELLO, Answer, Order
+from fedmoe.engine.line import HELLO, NUDGE, Answer, Order
 from fedmoe.engine.nudge import PAIR, SILENCE, Nudges
 from fedmoe.io import read_jsonl
 
@@ -77,6 +77,23 @@ def test_a_client_whose_supernode_waits_for_it_answers_nudges_and_all_else(sites
         assert FREED not in sites.log(f"client-{OTHER}")
     finally:
         line.close()
+
+
+@pytest.mark.slow
+def test_a_client_that_takes_long_for_each_answer_is_nudged_seldom(sites: Sites) -> None:
+    options = ("--federation.rounds=1",)
+    assert main([*sites.fit("short_here", *options), "--engine.kind=in_process"]) == 0
+    sites.stop(sites.clients[OTHER])
+    sites.start_client(OTHER, slow=SILENCE + 2)
+    before = sites.log(f"client-{OTHER}")
+    assert main(sites.fit("short", *options)) == 0
+    assert sites.lines("short") == sites.lines("short_here")
+    log = sites.log(f"client-{OTHER}").removeprefix(before)
+    asked = re.findall(r"(query|query\.nudge|train|evaluate): ", log)
+    assert [ask for ask in asked if ask != NUDGE] == [HELLO, "evaluate", "train", "evaluate"]
+    assert asked[:3] == [HELLO, NUDGE, NUDGE]
+    assert len(asked) <= 4 + 2 * len(PAIR)
+    assert FREED not in log
 
 
 class Clock:

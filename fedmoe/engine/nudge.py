@@ -72,11 +72,12 @@ class Nudges:
 
     def sift(self, answers: Sequence[tuple[str, Answer | str]]) -> list[tuple[str, Answer | str]]:
         """Those of the answers that are to orders, and none to nudges."""
+        of = {name: node for node, pair in self._pairs.items() for name in pair}
+        found = [(name, answer) for name, answer in answers if name not in of]
         for name, _ in answers:
-            if (node := self._owed.pop(name, None)) is not None:
+            if (node := of[name] if name in of else self._owed.pop(name, None)) is not None:
                 self._since[node] = self._now()
-        heard = {name for name, _ in answers}
-        found = [(name, answer) for name, answer in answers if name not in set(self.names)]
         # The first of a pair may stay unanswered; once the second one is answered, it will.
+        heard = {name for name, _ in answers}
         self._pairs = {node: pair for node, pair in self._pairs.items() if pair[-1] not in heard}
         return found
