@@ -39,7 +39,7 @@ from fedmoe.runs.records import RoundRecord
 from fedmoe.seeds import torch_generator
 from fedmoe.server.state import Known
 
-COHORT, EXPERTS, ROUNDS = 10, 9, 7
+COHORT, EXPERTS, ROUNDS = 10, 9, 25
 SIZES = (100, 1_000, 10_000)
 HERE = Path(__file__).parent
 COLUMNS = ("clients", "states", "outside_s", "outside_cpu_s", "train_s", "memory_mb", "mapped_mb")
