@@ -21,7 +21,7 @@ quickstart: setup  ## five methods on 20 clients with handwritten digits: a tabl
 	$(RUN) -m fedmoe.cli fit --config configs/quickstart.yaml
 
 test: setup  ## all tests but the slow ones, on three processes: they often wait for disks and other processes
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 -m "not flower and not slow"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist worksteal -m "not flower and not slow"
 
 test-slow: setup  ## kills, failing disks, whole tables, more random input: minutes more
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "slow and not flower"

@@ -170,6 +170,7 @@ def test_a_terminal_that_knows_only_ascii(environment: dict[str, str], options: 
     assert "mean +/- standard deviation over clients" in out.decode("ascii")
 
 
+@pytest.mark.slow
 def test_closed_streams_are_replaced(options: list[str], tmp_path: Path) -> None:
     """Nothing is printed into a file that would otherwise get the number of a closed stream."""
     shell = f'exec "{sys.executable}" -m fedmoe.cli "$@" <&- >&- 2>&-'
