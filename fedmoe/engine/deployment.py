@@ -8,12 +8,10 @@ does not look at the app.
 
 from __future__ import annotations
 
-import json
 import logging
-import ssl
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,21 +19,19 @@ from typing import Any
 import httpx
 
 from fedmoe.config import EngineConfig
+from fedmoe.engine.connection import SERVER, beating, read_certificate, read_secret, runtime_client, sentences
 from fedmoe.engine.flower import order_message, read_answer, require_flower
 from fedmoe.engine.line import Answer, Order
 from fedmoe.engine.nudge import PAIR, Nudges
+from fedmoe.engine.public_keys import as_pem, canonical, read_keys
 from fedmoe.engine.signing import signer
-from fedmoe.errors import UserError, printable
-from fedmoe.io import read_regular
+from fedmoe.errors import UserError
 
 log = logging.getLogger(__name__)
 _POLL = 0.2  # seconds between two looks for answers
 _REFRESH = 2.0  # seconds that a list of nodes is good for
-_BEAT = 15.0  # seconds between two signs of life; Flower gives up after 60
 _PATIENCE = 20.0  # seconds for the SuperLink to hand out the task of a new run
 _FAREWELL = 10.0  # seconds for answers to nudges at the end
-_ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
-_SERVER, _CLIENT = "flwr-serverapp", "flwr-clientapp"  # Flower's types of tasks
 
 _APP = {
     "pyproject.toml": b"""[project]
@@ -94,7 +90,7 @@ class SuperLinkLine:
         from flwr.supercore.task_identity import TaskIdentity
         from flwr.superlink.grid import HttpGrid
 
-        certificate = None if self.config.insecure else _certificate(self.config.certificate)
+        certificate = None if self.config.insecure else read_certificate(self.config.certificate)
         run_id = self._start_run(certificate)
         token = self._acquire(certificate, run_id)
         assert self.config.address is not None
@@ -133,7 +129,7 @@ class SuperLinkLine:
         """
         require_flower("flower")
         with self._sentences():
-            client = self._control(None if self.config.insecure else _certificate(self.config.certificate))
+            client = self._control(None if self.config.insecure else read_certificate(self.config.certificate))
             try:
                 self._register(client)
             finally:
@@ -153,9 +149,9 @@ class SuperLinkLine:
         """Make the clients' keys known to the SuperLink, which then lets their SuperNodes in."""
         from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest
 
-        known = {_canonical(node.public_key) for node in client.ListNodes(ListNodesRequest()).nodes_info}
+        known = {canonical(node.public_key) for node in client.ListNodes(ListNodesRequest()).nodes_info}
         for key in self._owners.keys() - known:
-            client.RegisterNode(RegisterNodeRequest(public_key=_as_pem(key)))
+            client.RegisterNode(RegisterNodeRequest(public_key=as_pem(key)))
 
     def _acquire(self, certificate: bytes | None, run_id: int) -> str:
         """The token of the run's task. Tasks of runs that nobody drives any more are ended."""
@@ -166,7 +162,7 @@ class SuperLinkLine:
         end = time.monotonic() + _PATIENCE
         try:
             while time.monotonic() < end:
-                found = client.AcquireTask(AcquireTaskRequest(supported_task_types=[_SERVER]))
+                found = client.AcquireTask(AcquireTaskRequest(supported_task_types=[SERVER]))
                 if found.HasField("task") and found.task.run_id == run_id:
                     return str(found.token)
                 if not found.HasField("task"):
@@ -196,7 +192,7 @@ class SuperLinkLine:
 
     def owner(self, node: int) -> int | None:
         info = self._nodes.get(node)
-        return None if info is None else self._owners.get(_canonical(info.public_key))
+        return None if info is None else self._owners.get(canonical(info.public_key))
 
     def send(self, node: int, order: Order) -> str:
         name = self._send(node, order)
@@ -258,130 +254,3 @@ class SuperLinkLine:
         """Turn errors of the connection into one sentence."""
         with sentences(self.where, "a flower-superlink that runs there", "engine.certificate", "engine.secret"):
             yield
-
-
-@contextmanager
-def sentences(where: str, valid: str, certificate: str, secret: str) -> Iterator[None]:
-    """Turn errors of a connection into one sentence.
-
-    Raises:
-        UserError: what cannot be reached, and why.
-    """
-    try:
-        yield
-    except httpx.HTTPStatusError as error:
-        code = error.response.status_code
-        if code in (401, 403):
-            raise UserError(
-                f"{where} refuses this process ({code}); valid is the {secret} that it was started with, and a run "
-                "that still runs."
-            ) from error
-        raise UserError(f"{where} answers with the error {code}: {printable(error.response.text)[:200]}.") from error
-    except (httpx.HTTPError, ssl.SSLError, OSError) as error:
-        text = printable(" ".join(str(error).split()))
-        if "CERTIFICATE" in text.upper() or isinstance(error, ssl.SSLError):
-            raise UserError(
-                f"The certificate of {where} cannot be trusted ({text}); valid is one that has not expired, for this "
-                f"address, signed by the authority in {certificate}."
-            ) from error
-        raise UserError(f"{where} cannot be reached ({text or type(error).__name__}); valid is {valid}.") from error
-
-
-def runtime_client(
-    address: str, insecure: bool, certificate: bytes | None, secret: bytes | None, token: str = ""
-) -> Any:
-    """Flower's client of the Runtime API, that of a SuperLink or of a SuperNode; with a ``token``, for one task."""
-    from flwr.supercore.interceptors import (
-        RuntimeTokenHttpInterceptor,
-        RuntimeVersionHttpInterceptor,
-        SuperExecAuthHttpInterceptor,
-    )
-    from flwr.supercore.runtime import RuntimeHttpClient
-
-    parts: list[Any] = [RuntimeVersionHttpInterceptor(component_name="SuperExec" if not token else _CLIENT)]
-    if token:
-        parts.append(RuntimeTokenHttpInterceptor(token))
-    elif secret:
-        parts.append(SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=[_ACQUIRE]))
-    return RuntimeHttpClient.from_server_address(address, insecure, certificate, parts)
-
-
-def beating(client: Any) -> Callable[[threading.Event], None]:
-    """Signs of life for a task, until the event."""
-
-    def beat(ended: threading.Event) -> None:
-        from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
-
-        while True:
-            with suppress(httpx.HTTPError, RuntimeError):
-                client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
-            if ended.wait(_BEAT):
-                return
-
-    return beat
-
-
-def read_secret(key: str, path: str) -> bytes:
-    """The secret in a file.
-
-    Raises:
-        UserError: there is none.
-    """
-    try:
-        found = read_regular(Path(path).expanduser(), 10_000)
-    except OSError as error:
-        raise UserError(f"{key} is {path}, which cannot be read ({error.strerror}); valid is a file.") from error
-    if not found:
-        raise UserError(f"{key} is {path}, which is empty; valid is a file with a secret.")
-    return found
-
-
-def read_keys(path: Path) -> dict[bytes, int]:
-    """Public key -> client, of a JSON object of OpenSSH keys by client.
-
-    Raises:
-        UserError: the file cannot be used.
-    """
-    valid = 'valid is a JSON object such as {"0": "ecdsa-sha2-nistp384 AAAA...", "1": ...}'
-    try:
-        found = json.loads(read_regular(path.expanduser(), 50_000_000))
-        keys = {_canonical(key.encode()): int(client) for client, key in found.items()}
-    except OSError as error:
-        raise UserError(f"engine.keys is {path}, which cannot be read ({error.strerror}); {valid}.") from error
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise UserError(f"engine.keys is {path}, which does not hold keys ({error}); {valid}.") from error
-    if len(keys) < len(found) or not all(number >= 0 for number in keys.values()):
-        raise UserError(f"engine.keys is {path}, which binds a key twice or to no client; {valid}.")
-    return keys
-
-
-def _canonical(key: bytes) -> bytes:
-    """One form of a public key: PEM's content or OpenSSH's as DER."""
-    from cryptography.hazmat.primitives.serialization import (
-        Encoding,
-        PublicFormat,
-        load_pem_public_key,
-        load_ssh_public_key,
-    )
-
-    loaded: Any = load_pem_public_key(key) if key.startswith(b"-----") else load_ssh_public_key(key)
-    return bytes(loaded.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
-
-
-def _as_pem(key: bytes) -> bytes:
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
-
-    return load_der_public_key(key).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-
-
-def _certificate(path: str | None) -> bytes | None:
-    if path is None:
-        return None
-    try:
-        found = read_regular(Path(path).expanduser(), 1_000_000)
-        ssl.create_default_context(cadata=found.decode("ascii"))
-    except (OSError, ValueError, ssl.SSLError) as error:
-        raise UserError(
-            f"engine.certificate is {path}, which cannot be used ({error}); valid is a PEM file."
-        ) from error
-    return found

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from fedmoe.engine.deployment import _CLIENT, beating, read_secret, runtime_client, sentences
+from fedmoe.engine.connection import CLIENT, beating, read_secret, runtime_client, sentences
 from fedmoe.engine.flower import answer_message, error_message, read_order, require_flower
 from fedmoe.engine.line import NUDGE, Answer, Order
 from fedmoe.engine.nudge import WATCH
@@ -110,7 +110,7 @@ class _Tasks:
     def _acquire(self) -> str:
         from flwr.proto.runtime_pb2 import AcquireTaskRequest
 
-        found = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[_CLIENT]))
+        found = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[CLIENT]))
         return str(found.token) if found.HasField("task") else ""
 
 

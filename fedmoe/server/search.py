@@ -165,9 +165,9 @@ class PoolSearch:
         for entry in self._entries:
             self._centre += entry.reshape(-1).double().cpu() / len(self._entries)
         if len(pool) > self._room:
-            self._room = len(pool) + len(pool) // 2
-            self._rows = self._matrix(self._room, width)
-            self._squares = torch.empty(self._room, dtype=torch.float64)
+            room = len(pool) + len(pool) // 2
+            self._rows, self._room = self._matrix(room, width), room
+            self._squares = torch.empty(room, dtype=torch.float64)
             self._norms = torch.empty_like(self._squares)
         for place, entry in enumerate(self._entries):
             self._write(place, entry)
