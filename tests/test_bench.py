@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from experiments.bench import steady
+from experiments.bench import images, steady
 from experiments.bench.__main__ import main
 from experiments.bench.measure import Spread, flop, interleaved
 from experiments.bench.release import Released
@@ -91,6 +93,16 @@ def test_a_steady_round(tiny_clip: Callable[..., FrozenCLIP]) -> None:
     factor = rows["plain"]["processor_seconds"]["median"] / rows["default"]["processor_seconds"]["median"]
     assert rows["default"]["speed_up"]["plain"]["median"] == pytest.approx(factor)
     assert "speed_up" not in rows["plain"]
+
+
+def test_images(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["images", "2", "--one", "kept"])
+    assert images.main() == 0
+    busy, wall, peak = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert min(busy, wall) > 0 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 >= peak > 100
+    monkeypatch.setattr("sys.argv", ["images", "8", "0"])
+    assert exit_code(images.main) == 2
+    assert capsys.readouterr().err == "Error: sizes is [8, 0]; valid is integers of at least 1.\n"
 
 
 # What the bench uses of a checkout of the release, with a model small enough to compute by hand: every image's logit of
