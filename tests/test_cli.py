@@ -245,7 +245,6 @@ def test_offline_weights_name_the_option_for_a_local_file(
     assert "clip.weights" in sentence
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(options: list[str], tmp_path: Path, sign: int) -> None:
     """A real process is killed after its third round; the same command finishes the run."""

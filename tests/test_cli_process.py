@@ -128,7 +128,7 @@ def test_a_signal_where_exceptions_are_dropped(sign: int, tmp_path: Path) -> Non
     check_interrupted(start(["fit", "--output.dir=nowhere"], tmp_path), CODES[sign])
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sign", CODES)
 def test_two_signals_in_training(sign: int, options: list[str], tmp_path: Path) -> None:
     program = start(["fit", *options, "--federation.rounds=100000"])
     assert program.stdout is not None
@@ -143,7 +143,6 @@ def test_two_signals_in_training(sign: int, options: list[str], tmp_path: Path) 
     assert len(read_jsonl(tmp_path / "run" / "rounds.jsonl")) >= 3
 
 
-@pytest.mark.slow
 def test_a_reader_that_leaves_does_not_end_the_run(options: list[str], tmp_path: Path) -> None:
     program = start(["fit", *options])
     assert program.stdout is not None and program.stderr is not None
@@ -170,7 +169,6 @@ def test_a_terminal_that_knows_only_ascii(environment: dict[str, str], options: 
     assert "mean +/- standard deviation over clients" in out.decode("ascii")
 
 
-@pytest.mark.slow
 def test_closed_streams_are_replaced(options: list[str], tmp_path: Path) -> None:
     """Nothing is printed into a file that would otherwise get the number of a closed stream."""
     shell = f'exec "{sys.executable}" -m fedmoe.cli "$@" <&- >&- 2>&-'

@@ -50,7 +50,7 @@ def through_a_pipe(command: list[str], environment: dict[str, str]) -> tuple[int
     return done.returncode, done.stdout.decode()
 
 
-@pytest.mark.parametrize("show", [on_a_terminal, pytest.param(through_a_pipe, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("show", [on_a_terminal, through_a_pipe])
 def test_text_from_outside_is_shown_as_it_is(show, tmp_path: Path) -> None:
     (tmp_path / "hostile.py").write_text(METHOD)
     images = tmp_path / "[/b]"

@@ -117,7 +117,6 @@ def many_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.slow
 def test_a_run_has_the_same_bits_with_a_small_and_a_large_cache(
     many_classes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -50,7 +50,6 @@ def test_a_run_for_each_seed_by_one_command(runs: Path, tmp_path: Path, capsys: 
     assert [row["seeds"] for row in rows(tmp_path / "out/comparison.csv")] == ["0 2", "0 1 2"]
 
 
-@pytest.mark.slow
 def test_what_is_missing_of_several_seeds_is_resumed(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
