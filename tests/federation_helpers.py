@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -22,6 +23,7 @@ from fedmoe.methods import Method
 from fedmoe.models.clip import FrozenCLIP
 from fedmoe.models.prompt import PromptLearner
 from fedmoe.privacy.mechanism import build_privacy
+from fedmoe.runs.checkpoint import StateStore
 from fedmoe.runs.records import RoundRecord
 from fedmoe.seeds import torch_generator
 
@@ -118,3 +120,35 @@ def differences(one: FederationState, other: FederationState) -> list[str]:
     assert rest == other_rest
     assert tensors.keys() == others.keys()
     return [name for name in tensors if not torch.equal(tensors[name], others[name])]
+
+
+def assert_same_bits(run: Callable[..., tuple[Federation, Log]], stopped: tuple[Federation, Log], folder: Path) -> Log:
+    """A whole run, one whose clients train backwards after another global seed, and the rest of a stopped one end with
+    the same bits. Returns the log of the whole run.
+
+    Args:
+        run: builds the federation with a ``kind`` or from a ``state``, and runs it.
+        stopped: the same federation after some of its rounds.
+    """
+    whole, log = run()
+    torch.manual_seed(1234)
+    again, log_again = run(kind=Backwards)
+    assert differences(whole.state, again.state) == []
+    assert results(log) == results(log_again)
+
+    first, first_log = stopped
+    StateStore(folder).save(first.rounds_done, *first.state.flatten())
+    state = StateStore(folder).load(FederationState.unflatten)
+    assert state is not None and state.round == first.rounds_done
+    resumed, second_log = run(state=state)
+    assert differences(whole.state, resumed.state) == []
+    assert results(log) == results(first_log) + results(second_log)
+    assert log.evaluations[-1].clients == second_log.evaluations[-1].clients
+    return log
+
+
+def after_one_round(federation: Federation, log: Log) -> tuple[Federation, Log]:
+    """The federation, stopped after its first round."""
+    log.on_round_end(federation, federation._before_training())
+    log.on_round_end(federation, federation.round(1))
+    return federation, log

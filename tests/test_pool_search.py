@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_helpers import own_memory
 from torch import Tensor
 
 from fedmoe.server.journal import Journal
@@ -90,12 +91,6 @@ def test_rows_on_disk_are_no_memory_of_the_process_and_leave_nothing(tmp_path: P
     rows = 4 * 1000 * 16 * 256
     assert own_memory() - before < rows / 4
     assert list((tmp_path / "new").iterdir()) == []
-
-
-def own_memory() -> int:
-    """Bytes of anonymous memory of this process."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return 1024 * int(lines["RssAnon"].split()[0])
 
 
 def test_first_uploads_are_added_and_not_all_rows_made_again() -> None:

@@ -31,6 +31,11 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         return cls(statistics.median(values), min(values), max(values))
 
+    @classmethod
+    def of_ratios(cls, slow: Sequence[float], fast: Sequence[float]) -> Spread:
+        """How many times as fast in each repeat."""
+        return cls.of([s / f for s, f in zip(slow, fast, strict=True)])
+
     def __str__(self) -> str:
         return f"{self.median:.1f} ({self.least:.1f} to {self.largest:.1f})"
 

@@ -17,10 +17,9 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import open_clip
 import torch
@@ -29,9 +28,10 @@ from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor
 
-from experiments.bench.measure import Spread, interleaved, machine
+from experiments.bench.measure import Run, Spread, interleaved, machine
 from experiments.bench.release import Released
 from experiments.bench.setting import BATCH, RandomFeatures, class_names, client, federation, step
+from experiments.bench.steps import packed
 from experiments.exits import exit_code
 from fedmoe.config import ClipConfig, FederationConfig, RuntimeConfig
 from fedmoe.errors import require
@@ -48,33 +48,23 @@ CLIENTS, EPOCHS = 3, 5
 WARM_UP = 2  # rounds; from a client's second one on, it has a gate
 
 
-class Way(Protocol):
-    """One way to compute a round."""
-
-    def round(self) -> None: ...
-
-
 class Here:
     """Rounds of a federation in this process."""
 
-    def __init__(self, clip: FrozenCLIP, classes: int, packed: bool, together: int, folder: Path) -> None:
-        self.clip, self.packed, self.done = clip, packed, 0
+    def __init__(self, clip: FrozenCLIP, classes: int, together: int, folder: Path) -> None:
+        self.done = 0
         config = FederationConfig(clients=CLIENTS, participation=1.0, rounds=1_000_000, local_epochs=EPOCHS)
         dataset = RandomFeatures(classes=classes, clients=CLIENTS, train_examples=BATCH)
         files = [RunLog(folder), Checkpoint(StateStore(folder / "state"))]
         runtime = RuntimeConfig(threads=1, cohort_batch=together)
         self.federation = federation(clip, PFedMoAP(CLIENTS - 1), dataset, config, files, runtime=runtime)
         self.federation.meet()
-        for _ in range(WARM_UP):
-            self.round()
 
     def round(self) -> None:
-        self.clip.text.packed = self.packed
         self.done += 1
         record = self.federation.round(self.done)
         for callback in self.federation.callbacks:
             callback.on_round_end(self.federation, record)
-        self.clip.text.packed = False
 
 
 class Images:
@@ -151,29 +141,29 @@ def bench_steady(clip: FrozenCLIP, classes: int, repeats: int, released: Release
     """Seconds of a round in each way, and how many times as fast as the other ways each one here is."""
     differences = largest_difference(clip, released, classes)
     with tempfile.TemporaryDirectory() as folder:
-        ways: dict[str, Way] = {}
-        packs = {"default": False, "packed": True} if available(clip.text.blocks[0].attn.in_proj_weight) else {}
-        for name, packed in (packs or {"default": False}).items():
+        ways: dict[str, Run] = {}
+        for name, on in {"default": False, "packed": True}.items():
+            if on and not available(clip.text.blocks[0].attn.in_proj_weight):
+                continue
             for together, suffix in ((1, ""), (CLIENTS, f", {CLIENTS} clients at once")):
                 own = Path(folder) / str(len(ways))
                 own.mkdir()
-                ways[name + suffix] = Here(clip, classes, packed, together, own)
+                ways[name + suffix] = packed(clip.text, on, Here(clip, classes, together, own).round)
         here = list(ways)
-        ways["plain"] = Plain(clip, classes)
+        for name in here * WARM_UP:
+            ways[name]()
+        ways["plain"] = Plain(clip, classes).round
         if released is not None:
-            ways["release"] = FromRelease(released, clip, classes)
-        times = interleaved({name: way.round for name, way in ways.items()}, repeats, warmed_up=True)
+            ways["release"] = FromRelease(released, clip, classes).round
+        times = interleaved(ways, repeats, warmed_up=True)
+    clip.text.packed = False
     against = [name for name in ways if name not in here]
     rows: dict[str, dict[str, Any]] = {name: found.to_json() for name, found in times.items()}
     for name in here:
         rows[name]["speed_up"] = {
-            other: asdict(Spread.of(_ratios(times[other].processor, times[name].processor))) for other in against
+            other: asdict(Spread.of_ratios(times[other].processor, times[name].processor)) for other in against
         }
     return {"clients": CLIENTS, "epochs": EPOCHS, "classes": classes, "largest_difference": differences, "ways": rows}
-
-
-def _ratios(slow: Sequence[float], fast: Sequence[float]) -> list[float]:
-    return [s / f for s, f in zip(slow, fast, strict=True)]
 
 
 def show(found: dict[str, Any], console: Console) -> None:

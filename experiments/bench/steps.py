@@ -82,8 +82,7 @@ def bench_step(clip: FrozenCLIP, classes: int, repeats: int, peak: float) -> dic
         rate = done / row["processor_seconds"]["median"]
         row |= {"flop": done, "flop_per_second": rate, "share_of_best_product": rate / peak}
         if name in runs:
-            ratios = [p / o for p, o in zip(plainly, times[name].processor, strict=True)]
-            row["speed_up"] = asdict(Spread.of(ratios))
+            row["speed_up"] = asdict(Spread.of_ratios(plainly, times[name].processor))
     began = time.process_time()
     chosen = "packed" if ours.prompts.settle_packing("auto") else "default"
     took = time.process_time() - began
